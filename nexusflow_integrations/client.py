@@ -209,9 +209,8 @@ class NexusFlow:
         budget: The most that this client may spend, as a ``Budget``; or a budget shared with other
             processes: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
-        price: The price that ``usage`` is calculated with; by default, the list price on the API
-            page. For a model that is not on that page, costs are NaN, and a budget must be in
-            tokens.
+        price: The price that ``usage`` is calculated with; by default, the list price of the
+            API. For a model without a known price, costs are NaN, and a budget must be in tokens.
         on_usage: Called with the ``Usage`` of each call when it ends, successfully or not. Errors
             that the function raises do not affect the call; the first error is logged.
         default_headers: Headers that are sent with every request.
@@ -490,7 +489,7 @@ class NexusFlow:
     ) -> Generator[Embedded, None, None]:
         """Embed any number of texts with limited memory, and yield each result when it is ready.
 
-        The stream reads only as many texts as ``max_concurrency`` requests need.
+        The stream reads ahead only as many texts as twice ``max_concurrency`` requests hold.
 
         Args:
             texts: Any iterable of texts; it is read in the calling thread. If it raises an error,
@@ -640,8 +639,8 @@ class NexusFlow:
         apart = max(map(deviation, kept, fresh))
         if apart > TOLERANCE:
             raise ConfigurationError(
-                f"the service embeds a text differently than when {self.model!r} was cached (it"
-                f" differs by {apart:.2g} of the vector's length; {TOLERANCE} is allowed): its"
+                f"the service embeds a text differently than when {self.model!r} filled the cache"
+                f" (the vectors differ by {apart:.2g} of their length; {TOLERANCE} is allowed): its"
                 " model or settings changed, and the vectors in the cache are not comparable with"
                 " new ones; name another cache, or clear this one with `nexusflow cache clear`"
             )

@@ -136,7 +136,7 @@ class BadRequestError(APIStatusError):
 
 
 class AuthenticationError(APIStatusError):
-    """The API key is missing, invalid or expired."""
+    """The server refused the API key (401): it is invalid or has expired."""
 
 
 class PermissionDeniedError(APIStatusError):

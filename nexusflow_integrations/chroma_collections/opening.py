@@ -90,10 +90,10 @@ def open_collection(
 
     Raises:
         NexusFlowError: With ``verify`` or ``adopt``: the documents cannot be embedded.
-        ConfigurationError: The collection has another model, size, query instruction, service or
-            space, or its embedding function is not NexusFlow's. With ``verify`` or ``adopt``: the
-            service returns vectors that differ from the stored ones. With ``adopt``: there are no
-            stored vectors to compare with.
+        ConfigurationError: The collection has another model, size, instruction, service,
+            ``extra_body``, ``default_query`` or space, or its embedding function is not
+            NexusFlow's. With ``verify`` or ``adopt``: the service returns vectors that differ from
+            the stored ones. With ``adopt``: there are no stored vectors to compare with.
         CollectionError: There is no connection to the server, or an interrupted exchange of names
             cannot be completed.
         chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.

@@ -97,8 +97,8 @@ def check_same(
         place, far = differing[0]
         raise ConfigurationError(
             f"the service embeds document {ids[place]!r} of collection {name!r} differently"
-            f" now (it differs by {far:.2g} of the vector's length; {TOLERANCE} is"
-            " allowed): the model or its settings changed, or the stored vector has another"
-            " source; make another collection (copy_collection with embed_again=True)"
+            f" now (the vectors differ by {far:.2g} of their length; {TOLERANCE} is"
+            " allowed): its model or settings changed, or the stored vector was made in another"
+            " way; make another collection (copy_collection with embed_again=True)"
             + (", or write without comparing (verify=False)" if most else "")
         )

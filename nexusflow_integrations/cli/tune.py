@@ -78,8 +78,8 @@ def tune(
     chat_model: Annotated[
         str | None,
         typer.Option(
-            help="Chat model that writes the questions if there is no --questions, such as"
-            f" qwen3.5-plus. [dim]Default: the variable {CHAT_VARIABLE}.[/dim]"
+            help="Chat model, such as qwen3.5-plus, that writes the questions if --questions is"
+            f" not given. [dim]Default: the variable {CHAT_VARIABLE}.[/dim]"
         ),
     ] = None,
     chat_questions: Annotated[
@@ -255,7 +255,7 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint, cost: float) -> N
     screen.out.print(
         f"{count(plan.questions, 'question')}{made} about {count(plan.documents, 'text')} can show"
         f" differences in nDCG@10 above about {plan.tellable:.2f}. This is an estimate; the result"
-        " says what the scores measured can show."
+        " gives the smallest difference that the measured scores can show."
     )
     screen.head("Plan")
     table = Table.grid(padding=(0, 2))

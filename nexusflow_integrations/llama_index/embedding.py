@@ -206,8 +206,8 @@ class NexusFlowEmbedding(BaseEmbedding):
             service's smaller vectors are the beginning of its larger ones; see ``NexusFlow``.
         budget: The most that may be spent, as a ``Budget``; or a budget shared with other
             processes: a ``ClusterLimits`` or a similar object.
-        price: The price that ``usage`` is calculated with; by default, the list price on the API
-            page.
+        price: The price that ``usage`` is calculated with; by default, the list price of the
+            API.
         on_usage: Called with the ``Usage`` of each call.
         default_headers: Headers that are sent with every request.
         http_client: An ``httpx.Client`` to use for sync calls; this object never closes it.

@@ -207,7 +207,7 @@ MUTANTS = (
         "ledger.sent(retry=attempts > 0)",
     ),
     Mutant(
-        "the admission queue is not informed that a thread's request has ended",
+        "the request of a thread is not removed from the admission queue when it ends",
         admission.AdmissionQueue,
         "exit",
         "self.threads.discard(request)",

@@ -87,7 +87,9 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound=DirectCall)
 
 MOST_ON_LOOPS = 8
-"""With this many requests of callers in flight, the background loop sends those of async calls.
+"""Maximum requests of callers in flight with which an async call still sends its own request.
+
+With more, the background loop sends.
 
 If both loops have much to do, they compete for the interpreter: 200 calls at once, of ten texts
 each, cost 12 us of CPU more per text if callers' loops sent as many requests as the window allows.
@@ -398,8 +400,8 @@ class Engine:
     def announced(self, call: Call) -> Iterator[None]:
         """While ``call`` is handed to the background loop, let no call of its loop send its texts.
 
-        This does nothing for a call with a cache, with which no call on a loop shares its texts, or
-        with very many texts.
+        This does nothing for a call with very many texts, or for one with a cache: calls that are
+        sent on their caller's loop have no cache, so they never share its texts.
         """
         if call.cache is not None or len(call.texts) > MOST_ANNOUNCED:
             yield

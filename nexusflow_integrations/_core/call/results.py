@@ -86,10 +86,10 @@ ROWS_AT_ONCE = 64
 PAUSE = 0.002
 """Seconds without a response after which rows are converted."""
 MOST_WAITING = 4096
-"""Maximum number of rows that wait for such a pause; with 1024 numbers each, they take about 0.1 s.
+"""Maximum number of rows that wait for such a pause.
 
-While responses never pause, the loop has no time to spare, and lists cost less if they are made
-together, after the last response.
+With more, rows are converted although responses arrive, so that what is left for the end takes at
+most 0.1 s (with 1024 numbers a row).
 """
 
 
@@ -98,7 +98,8 @@ class RowLists:
 
     Making the lists takes several times as long as decoding the rows. If that happened after the
     last response, the caller would wait for it. If it happened while responses arrive, the next
-    requests would be sent later. A sync caller makes the rest in its own thread, where memory for
+    requests would be sent later. So rows are converted when no response has arrived for ``PAUSE``
+    seconds. A sync caller makes the rest in its own thread, where memory for
     them costs fewer system calls if it is the main thread.
     """
 
