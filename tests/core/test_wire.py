@@ -50,9 +50,9 @@ def body_of(embeddings: list[Any], indices: list[Any] | None = None, **more: Any
     return json.dumps({"data": data, **more}).encode()
 
 
-def compact(body: bytes) -> bytes:
-    """Write the vectors as most servers do, so that their base64 is read without parsing it."""
-    return body.replace(b'"embedding": ', b'"embedding":')
+def parsed_in_full(body: bytes) -> bytes:
+    """Write the same JSON in a way that has no fast path."""
+    return body.replace(b'"embedding":', b'"embedding" :')
 
 
 def decode(body: bytes, count: int, dimensions: int | None = None) -> Any:
@@ -87,11 +87,11 @@ def test_base64_and_floats_and_a_mixture_give_the_very_same_float32_numbers(
 ) -> None:
     body = body_of([b64(row) for row in matrix])
     as_base64 = decode(body, len(matrix)).vectors
-    as_compact = decode(compact(body), len(matrix)).vectors
+    as_slow_base64 = decode(parsed_in_full(body), len(matrix)).vectors
     as_floats = decode(body_of([floats(row) for row in matrix]), len(matrix)).vectors
     mixed = [b64(row) if i % 2 else floats(row) for i, row in enumerate(matrix)]
     as_mixture = decode(body_of(mixed), len(matrix)).vectors
-    for got in (as_base64, as_compact, as_floats, as_mixture):
+    for got in (as_base64, as_slow_base64, as_floats, as_mixture):
         assert got.dtype == np.float32
         assert np.array_equal(got, matrix)
 
@@ -104,7 +104,7 @@ def test_rows_are_placed_by_index_in_whatever_order_they_come(
     chance.shuffle(order)
     body = body_of([b64(matrix[i]) for i in order], order)
     assert np.array_equal(decode(body, len(matrix)).vectors, matrix)
-    assert np.array_equal(decode(compact(body), len(matrix)).vectors, matrix)
+    assert np.array_equal(decode(parsed_in_full(body), len(matrix)).vectors, matrix)
 
 
 def test_without_any_index_rows_are_placed_by_position() -> None:
@@ -219,7 +219,7 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_answer_is_refused_with_a_reason(name: str) -> None:
     body, words = DAMAGES[name]
-    for layout in (body, compact(body)):
+    for layout in (body, parsed_in_full(body)):
         with pytest.raises(BrokenResponse, match=words) as caught:
             decode(layout, 3)
         assert len(str(caught.value)) < 200
@@ -298,19 +298,48 @@ def outcome(body: bytes, count: int) -> tuple[object, ...]:
     return rows.vectors.tobytes(), rows.vectors.shape, rows.tokens
 
 
-def test_base64_is_not_parsed_with_the_rest_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What orjson parsed."""
+    found: list[bytes] = []
     loads = orjson.loads
 
     def recorded(text: bytes) -> Any:
-        parsed.append(text)
+        found.append(text)
         return loads(text)
 
     monkeypatch.setattr(orjson, "loads", recorded)
-    body = compact(body_of([b64(row) for row in GOOD], usage={"total_tokens": 3}))
-    assert decode(body, 3).vectors.tolist() == GOOD
+    return found
+
+
+@pytest.mark.parametrize("layout", [{}, {"separators": (",", ":")}, {"indent": 2}])
+def test_base64_is_not_parsed_with_the_rest_of_the_body(
+    layout: dict[str, Any], parsed: list[bytes]
+) -> None:
+    body = json.loads(body_of([b64(row) for row in GOOD], usage={"total_tokens": 3}))
+    assert decode(json.dumps(body, **layout).encode(), 3).vectors.tolist() == GOOD
     (rest,) = parsed
     assert not [row for row in GOOD if b64(row).encode() in rest]
+
+
+def test_a_body_with_floats_or_escaped_slashes_is_parsed_once(parsed: list[bytes]) -> None:
+    rows = [[1.0, float(np.float32(0.1))], [3.0, 4.0]]
+    vectors = [b64(np.frombuffer(b"\xff" * 3 + b"\x3f" + b"\xff" * 3 + b"\x3f", "<f4"))] * 2
+    escaped = body_of(vectors).replace(b"/", b"\\/")
+    assert b"\\/" in escaped
+    for body in (body_of(rows), escaped):
+        parsed.clear()
+        decode(body, 2)
+        assert parsed == [body]
+
+
+@pytest.mark.parametrize("vector", [b64([1.0, 2.0]), "!"])
+def test_a_body_with_much_besides_the_vectors_is_parsed_once(
+    vector: str, parsed: list[bytes]
+) -> None:
+    body = body_of([vector], more="x" * 200_000)
+    assert outcome(body, 1)[0] == ("refused" if vector == "!" else struct.pack("<2f", 1.0, 2.0))
+    assert parsed == [body]
 
 
 PIECES = st.sampled_from(
@@ -323,19 +352,20 @@ PIECES = st.sampled_from(
     MATRICES,
     st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 3), PIECES), max_size=3),
     st.booleans(),
+    st.booleans(),
 )
 def test_a_body_with_any_change_is_read_as_if_all_of_it_were_parsed(
-    matrix: np.ndarray, changes: list[tuple[int, int, bytes]], escaped: bool
+    matrix: np.ndarray, changes: list[tuple[int, int, bytes]], escaped: bool, compact: bool
 ) -> None:
-    body = compact(body_of([b64(row) for row in matrix], usage={"total_tokens": 3}))
+    body = body_of([b64(row) for row in matrix], usage={"total_tokens": 3})
+    if compact:
+        body = body.replace(b'": ', b'":')
     if escaped:
         body = body.replace(b"/", b"\\/")
     for place, removed, piece in changes:
         at = place % (len(body) + 1)
         body = body[:at] + piece + body[at + removed :]
-    # A space after the colon changes nothing for JSON, but such vectors are parsed with the rest.
-    parsed = body.replace(b'"embedding":"', b'"embedding": "')
-    assert outcome(body, len(matrix)) == outcome(parsed, len(matrix))
+    assert outcome(body, len(matrix)) == outcome(parsed_in_full(body), len(matrix))
 
 
 ROW = b64([1.0, 2.0])
@@ -361,13 +391,15 @@ def test_base64_that_is_not_the_vector_of_an_item_is_not_taken_for_one(body: str
         decode(filled, 1)
 
 
-@pytest.mark.parametrize("more", ["0", "e0", ".0", "x"])
-def test_what_follows_the_base64_does_not_become_a_part_of_what_stands_for_it(
-    more: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "0"), ("", "e0"), ("", ".0"), ("", "x"), ("0", ""), ("-", "")]
+)
+def test_what_stands_next_to_the_base64_does_not_become_a_part_of_what_replaces_it(
+    before: str, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "_UNUSED", 0)  # small, so that 22e0 would be equal to it
     with pytest.raises(BrokenResponse, match="not JSON"):
-        decode(f'{{"data":[{{"embedding":"{ROW}"{more}}}]}}'.encode(), 1)
+        decode(f'{{"data":[{{"embedding":{before}"{ROW}"{after}}}]}}'.encode(), 1)
 
 
 def test_the_last_of_two_vectors_of_an_item_counts_as_in_json() -> None:

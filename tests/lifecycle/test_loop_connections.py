@@ -348,6 +348,15 @@ def test_a_shorter_timeout_than_that_of_an_earlier_request_is_kept() -> None:
     over_a_connection(steps)
 
 
+def test_a_request_over_a_closed_connection_has_a_timeout_too() -> None:
+    async def steps(connection: LoopConnection, ask: Callable[..., Any]) -> None:
+        assert await ask(timeout=0.2, answered_after=0.0)
+        connection.close()
+        assert await ask(timeout=0.5, answered_after=None) is None
+
+    over_a_connection(steps)
+
+
 def test_a_closed_connection_does_not_stay_in_memory_until_its_timer_is_due() -> None:
     async def steps(connection: LoopConnection, ask: Callable[..., Any]) -> None:
         assert await ask(timeout=3600.0, answered_after=0.0)

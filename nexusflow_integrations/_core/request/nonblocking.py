@@ -126,5 +126,6 @@ class LoopConnection(asyncio.Protocol):
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self._transport.abort()  # closing a TLS connection would wait for the peer
         self._opened.close()
