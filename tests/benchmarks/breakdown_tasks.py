@@ -22,7 +22,7 @@ def breakdown(spec: dict[str, Any]) -> dict[str, Any]:
     texts = vectors.texts(count)
     client = NexusFlow(KEY, base_url=spec["url"])
     client.embed(vectors.texts(20, first=50_000_000))
-    touch_memory(50_000 * count)
+    touch_memory()
     gc.collect()
     began = cpu_seconds()
     found = client.embed(texts)
