@@ -98,7 +98,7 @@ def check_same(
         raise ConfigurationError(
             f"the service embeds document {ids[place]!r} of collection {name!r} differently"
             f" now (the vectors differ by {far:.2g} of their length; {TOLERANCE} is"
-            " allowed): its model or settings changed, or the stored vector was made in another"
-            " way; make another collection (copy_collection with embed_again=True)"
+            " allowed): the model or its settings changed, or the stored vector was made in"
+            " another way; make another collection (copy_collection with embed_again=True)"
             + (", or write without comparing (verify=False)" if most else "")
         )

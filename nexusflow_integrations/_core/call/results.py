@@ -99,8 +99,8 @@ class RowLists:
     Making the lists takes several times as long as decoding the rows. If that happened after the
     last response, the caller would wait for it. If it happened while responses arrive, the next
     requests would be sent later. So rows are converted when no response has arrived for ``PAUSE``
-    seconds. A sync caller makes the rest in its own thread, where memory for
-    them costs fewer system calls if it is the main thread.
+    seconds. A sync caller makes the rest in its own thread, where memory for them costs fewer
+    system calls if it is the main thread.
     """
 
     def __init__(self, count: int) -> None:
