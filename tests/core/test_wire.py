@@ -394,10 +394,10 @@ def test_base64_that_is_not_the_vector_of_an_item_is_not_taken_for_one(body: str
 @pytest.mark.parametrize(
     ("before", "after"), [("", "0"), ("", "e0"), ("", ".0"), ("", "x"), ("0", ""), ("-", "")]
 )
-def test_what_stands_next_to_the_base64_does_not_become_a_part_of_what_replaces_it(
+def test_what_stands_next_to_the_base64_does_not_become_a_part_of_its_placeholder(
     before: str, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "_UNUSED", 0)  # small, so that 22e0 would be equal to it
+    monkeypatch.setattr(wire, "_PLACEHOLDERS", 0)  # so that 22e0 would be equal to one
     with pytest.raises(BrokenResponse, match="not JSON"):
         decode(f'{{"data":[{{"embedding":{before}"{ROW}"{after}}}]}}'.encode(), 1)
 

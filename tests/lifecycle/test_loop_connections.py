@@ -6,7 +6,8 @@ import asyncio
 import functools
 import socket
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -303,69 +304,56 @@ class Opened:
         pass
 
 
-def over_a_connection(
-    steps: Callable[[LoopConnection, Callable[..., Any]], Coroutine[Any, Any, None]],
-) -> None:
-    """Run ``steps`` with a connection, and with a function that sends a request over it.
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[LoopConnection, Callable[..., Any]]]:
+    """Yield a connection, and a function that sends a request over it.
 
     The function takes the timeout of the request, and after how many seconds it is answered.
     """
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        connection = LoopConnection(Opened(transport))
+        head = message.Head(Target("http://127.0.0.1/v1/embeddings", {}))
 
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
-            connection = LoopConnection(Opened(transport))
-            head = message.Head(Target("http://127.0.0.1/v1/embeddings", {}))
+        async def ask(timeout: float, answered_after: float | None) -> Response | None:
+            if answered_after is not None:
+                loop.call_later(answered_after, theirs.sendall, RESPONSE)
+            return await asyncio.wait_for(connection.exchange(head, BODY, timeout), 20.0)
 
-            async def ask(timeout: float, answered_after: float | None) -> Response | None:
-                if answered_after is not None:
-                    loop.call_later(answered_after, theirs.sendall, RESPONSE)
-                return await asyncio.wait_for(connection.exchange(head, BODY, timeout), 20.0)
-
-            await steps(connection, ask)
-            connection.close()
-            await asyncio.sleep(0)
-
-    asyncio.run(run())
+        yield connection, ask
+        connection.close()
+        await asyncio.sleep(0)
 
 
-def test_the_timeout_of_an_answered_request_does_not_end_a_later_one() -> None:
-    async def steps(_: LoopConnection, ask: Callable[..., Any]) -> None:
+async def test_the_timeout_of_an_answered_request_does_not_end_a_later_one() -> None:
+    async with connected() as (_, ask):
         assert await ask(timeout=0.5, answered_after=0.0)
         assert await ask(timeout=30.0, answered_after=1.0)
         assert await ask(timeout=0.1, answered_after=None) is None
 
-    over_a_connection(steps)
 
-
-def test_a_shorter_timeout_than_that_of_an_earlier_request_is_kept() -> None:
-    async def steps(_: LoopConnection, ask: Callable[..., Any]) -> None:
+async def test_a_shorter_timeout_than_that_of_an_earlier_request_is_kept() -> None:
+    async with connected() as (_, ask):
         assert await ask(timeout=3600.0, answered_after=0.0)
         assert await ask(timeout=0.1, answered_after=None) is None
 
-    over_a_connection(steps)
 
-
-def test_a_request_over_a_closed_connection_has_a_timeout_too() -> None:
-    async def steps(connection: LoopConnection, ask: Callable[..., Any]) -> None:
+async def test_a_request_over_a_closed_connection_has_a_timeout_too() -> None:
+    async with connected() as (connection, ask):
         assert await ask(timeout=0.2, answered_after=0.0)
         connection.close()
         assert await ask(timeout=0.5, answered_after=None) is None
 
-    over_a_connection(steps)
 
-
-def test_a_closed_connection_does_not_stay_in_memory_until_its_timer_is_due() -> None:
-    async def steps(connection: LoopConnection, ask: Callable[..., Any]) -> None:
+async def test_a_closed_connection_leaves_no_timer() -> None:
+    async with connected() as (connection, ask):
         assert await ask(timeout=3600.0, answered_after=0.0)
         connection.close()
         await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
         assert not [one for one in loop._scheduled if not one.cancelled()]  # type: ignore[attr-defined]
-
-    over_a_connection(steps)
 
 
 class Failing:

@@ -74,9 +74,13 @@ class LoopConnection(asyncio.Protocol):
             self._response = self._ended = None
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._cancel_timer()
+        self._timer = loop.call_at(self._until, self._time_out, loop)
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_at(self._until, self._time_out, loop)
+            self._timer = None
 
     def _time_out(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
@@ -124,8 +128,6 @@ class LoopConnection(asyncio.Protocol):
             self._ended.set_result(outcome)
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         self._transport.abort()  # closing a TLS connection would wait for the peer
         self._opened.close()

@@ -157,21 +157,24 @@ def _parsed(body: bytes, count: int) -> tuple[dict[str, Any], Vectors]:
         rest, strings = cut
         try:
             payload = _parse(rest)
-            places = _place(_data(payload, count), count)
-            return payload, _decoded([strings.pop(place) for place in places])
+            placeholders = _place(_data(payload, count), count)
+            return payload, _decoded([strings.pop(one) for one in placeholders])
         except (BrokenResponse, LookupError, TypeError):
-            pass  # the whole body decides what is wrong with it, or that nothing is
+            pass  # parse the whole body: it may be valid, and otherwise shows what is wrong
     payload = _parse(body)
     return payload, _matrix(_place(_data(payload, count), count))
 
 
 _EMBEDDING = b'"embedding":'
-_UNUSED = int.from_bytes(os.urandom(7), "big")
-"""From here on, numbers stand for vectors; no server sends such a number as a vector."""
+_PLACEHOLDERS = int.from_bytes(os.urandom(7), "big")
+"""The placeholder of a vector is this number plus an offset; no server can know it."""
 
 
 def _cut(body: bytes, count: int) -> tuple[bytes, dict[int, memoryview]] | None:
-    """Replace the base64 of ``count`` vectors by numbers; return the rest and the base64 of each.
+    """Replace the base64 of ``count`` vectors by placeholders, which are numbers.
+
+    Return the resulting body and the base64 by placeholder; or ``None`` if the whole body must be
+    parsed.
 
     Parsing spends most of its time on copying these strings. Base64 contains no quotation mark and
     no backslash, so it ends at the next quotation mark.
@@ -187,10 +190,10 @@ def _cut(body: bytes, count: int) -> tuple[bytes, dict[int, memoryview]] | None:
             return None
         if not parts and body.find(b"\\", start, end) >= 0:
             return None  # the server escapes slashes
-        number = _UNUSED + start
-        # The spaces keep what stands next to it from becoming a part of the number.
-        parts += body[at : start - 1], b" %d " % number
-        strings[number] = view[start:end]
+        placeholder = _PLACEHOLDERS + start
+        # Without the spaces, a digit beside it would become a part of the number.
+        parts += body[at : start - 1], b" %d " % placeholder
+        strings[placeholder] = view[start:end]
         at = end + 1
     parts.append(body[at:])
     rest = b"".join(parts)
