@@ -263,7 +263,10 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def validate_config_update(
         self, old_config: dict[str, Any], new_config: dict[str, Any]
     ) -> None:
-        """Refuse a change of model, size, service or ``extra_body``: vectors would be incomparable.
+        """Refuse a change of a setting after which vectors would not be comparable.
+
+        These are the model, the size, the service, ``document_instruction``, ``extra_body`` and
+        ``default_query``.
 
         Chroma calls this method after ``collection.modify`` has stored the change: after this
         error, undo the change with another ``modify``.

@@ -489,7 +489,7 @@ class NexusFlow:
     ) -> Generator[Embedded, None, None]:
         """Embed any number of texts with limited memory, and yield each result when it is ready.
 
-        The stream reads ahead only as many texts as twice ``max_concurrency`` requests hold.
+        The stream reads ahead at most about twice the texts of ``max_concurrency`` requests.
 
         Args:
             texts: Any iterable of texts; it is read in the calling thread. If it raises an error,

@@ -115,14 +115,15 @@ def copy_collection(
 ) -> Copied:
     """Copy a collection while it stays in use, then exchange the names of original and copy.
 
-    If the source has vectors of the same model, size, document instruction and service, the vectors
-    are copied and nothing is paid for. Otherwise the stored documents of the source are embedded
-    again. During the copy, the source can be searched as before and is not changed. After an error,
-    another call pays only for the rest. The source is read repeatedly until nothing is left to do
-    and the numbers of documents agree. Then ``exchange_names`` gives the copy the name ``source``
-    and the former collection the name ``target``; exchanging the names again undoes this. If
-    documents were embedded again and the names exchanged, another call does nothing, or, if one of
-    the collections has changed since, raises an error.
+    If the source has vectors of the same model, size, service, document instruction, ``extra_body``
+    and ``default_query``, the vectors are copied and nothing is paid for. Otherwise the stored
+    documents of the source are embedded again. During the copy, the source can be searched as
+    before and is not changed. After an error, another call pays only for the rest. The source
+    is read repeatedly until nothing is left to do and the numbers of documents agree. Then
+    ``exchange_names`` gives the copy the name ``source`` and the former collection the name
+    ``target``; exchanging the names again undoes this. If documents were embedded again and the
+    names exchanged, another call does nothing, or, if one of the collections has changed since,
+    raises an error.
 
     Collection objects opened earlier, also in other processes, keep using the former collection:
     open them again. Documents that other clients of a server write between the last reading and

@@ -318,7 +318,7 @@ class MemoryForOnePart(np.ndarray):
         return super().tolist()
 
 
-def test_lists_made_before_memory_ended_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_made_before_memory_ran_out_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryForOnePart, "parts", 0)
     lists = RowLists(2 * ROWS_AT_ONCE)
     with pytest.raises(MemoryError):

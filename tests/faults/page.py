@@ -37,7 +37,7 @@ ends within the deadline, no error shows the key, and the error's `finished` vec
 - **once**: the fault does not occur again at the next request.
 - **always**: the fault occurs at every request.
 - **or**: either result is acceptable.
-- **an error class**: the error has this class or a subclass of it.
+- **an error class**: the call raises this class or a subclass of it.
 - **finished**: the number of vectors in the error.
 """
 

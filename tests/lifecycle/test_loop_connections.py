@@ -334,7 +334,7 @@ async def test_the_timeout_of_an_answered_request_does_not_end_a_later_one() -> 
         assert await ask(timeout=0.1, answered_after=None) is None
 
 
-async def test_a_shorter_timeout_than_that_of_an_earlier_request_is_kept() -> None:
+async def test_a_timeout_shorter_than_that_of_an_earlier_request_still_applies() -> None:
     async with connected() as (_, ask):
         assert await ask(timeout=3600.0, answered_after=0.0)
         assert await ask(timeout=0.1, answered_after=None) is None

@@ -207,7 +207,7 @@ MUTANTS = (
         "ledger.sent(retry=attempts > 0)",
     ),
     Mutant(
-        "the request of a thread is not removed from the admission queue when it ends",
+        "a thread's request stays in the admission queue after it has ended",
         admission.AdmissionQueue,
         "exit",
         "self.threads.discard(request)",

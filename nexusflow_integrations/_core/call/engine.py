@@ -87,12 +87,11 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound=DirectCall)
 
 MOST_ON_LOOPS = 8
-"""Maximum requests of callers in flight with which an async call still sends its own request.
+"""An async call sends its own request only if fewer requests of callers than this are in flight.
 
-With more, the background loop sends.
-
-If both loops have much to do, they compete for the interpreter: 200 calls at once, of ten texts
-each, cost 12 us of CPU more per text if callers' loops sent as many requests as the window allows.
+Otherwise, the background loop sends it. If both loops have much to do, they compete for the
+interpreter: 200 calls at once, of ten texts each, cost 12 us of CPU more per text if callers' loops
+sent as many requests as the window allows.
 """
 
 MOST_ANNOUNCED = 1000

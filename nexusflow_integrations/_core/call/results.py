@@ -86,10 +86,10 @@ ROWS_AT_ONCE = 64
 PAUSE = 0.002
 """Seconds without a response after which rows are converted."""
 MOST_WAITING = 4096
-"""Maximum number of rows that wait for such a pause.
+"""Maximum number of rows that wait for a ``PAUSE``.
 
-With more, rows are converted although responses arrive, so that what is left for the end takes at
-most 0.1 s (with 1024 numbers a row).
+Beyond that, rows are converted while responses arrive, so that at most 0.1 s of work is left for
+the end (with 1024 numbers a row).
 """
 
 
@@ -99,8 +99,8 @@ class RowLists:
     Making the lists takes several times as long as decoding the rows. If that happened after the
     last response, the caller would wait for it. If it happened while responses arrive, the next
     requests would be sent later. So rows are converted when no response has arrived for ``PAUSE``
-    seconds. A sync caller makes the rest in its own thread, where memory for them costs fewer
-    system calls if it is the main thread.
+    seconds. A sync caller makes the rest in its own thread; in the main thread, allocating them
+    takes fewer system calls.
     """
 
     def __init__(self, count: int) -> None:
@@ -167,7 +167,7 @@ class RowLists:
                     vector.tolist() if row is None else row
                     for row, vector in zip(some, part, strict=True)
                 ]
-            except MemoryError:  # free it, so that an error can be raised with the vectors
+            except MemoryError:  # the error with the vectors needs the memory of these lists
                 rows.clear()
                 raise
 

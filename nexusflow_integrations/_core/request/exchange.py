@@ -100,7 +100,7 @@ class Send:
     admitted: bool = False
 
 
-@dataclass(slots=True)  # not frozen, like ``Item``: one is created for each request
+@dataclass(slots=True)  # not frozen, because that makes creating one slower
 class Reply:
     """The result of a ``Send``, with the monotonic times, in seconds, of its start and end."""
 

@@ -38,7 +38,10 @@ MAX_NUMBERS = 1 << 20
 MAX_CONTAINERS = 20_000
 """Maximum lists and objects in one body, because they are slow to parse; a text needs two."""
 SMALL = 128 * 1024
-"""Bodies with fewer bytes are always parsed. Ten base64 vectors of 2048 numbers are smaller."""
+"""Bodies with fewer bytes are always parsed. Ten base64 vectors of 2048 numbers are smaller.
+
+If more is left of a body without its base64, the whole body is parsed instead.
+"""
 MAX_ENCODINGS = 2
 """Maximum number of content encodings that are applied one after the other."""
 
@@ -51,7 +54,7 @@ class WrongDimensions(BrokenResponse):
     """All vectors have the wrong size. There is no retry, because it would be billed again."""
 
 
-@dataclass(slots=True)  # not frozen, like ``Item``: one is created for each request
+@dataclass(slots=True)  # not frozen, because that makes creating one slower
 class Answer:
     """A complete HTTP response; ``headers`` are looked up by lower-case names."""
 
@@ -75,7 +78,7 @@ class TransportFault:
     maybe_billed: bool = True
 
 
-@dataclass(slots=True)  # not frozen, like ``Item``: one is created for each request
+@dataclass(slots=True)  # not frozen, because that makes creating one slower
 class Rows:
     """A checked response: ``vectors`` is float32 of shape (n, d), in the order of the request.
 
@@ -197,7 +200,8 @@ def _cut(body: bytes, count: int) -> tuple[bytes, dict[int, memoryview]] | None:
         at = end + 1
     parts.append(body[at:])
     rest = b"".join(parts)
-    # Otherwise parsing this first and then the whole body could take twice as long as allowed.
+    # If much is left, to parse it first and then the whole body could take twice the time that
+    # `parses_fast` allows.
     return None if len(rest) > SMALL else (rest, strings)
 
 
