@@ -9,7 +9,7 @@ import random
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,18 @@ from nexusflow_integrations._core.request.wire import (
     encode_request,
 )
 
+WORTH_CUTTING = wire._WORTH_CUTTING
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 MATRICES = hnp.arrays(
     np.float32, st.tuples(st.integers(1, 10), st.integers(1, 16)), elements=FINITE
 ).filter(lambda m: bool(m.any(axis=1).all()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_vectors_are_cut() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "_WORTH_CUTTING", 0)
+        yield
 
 
 def b64(vector: Any) -> str:
@@ -331,6 +339,16 @@ def test_a_body_with_floats_or_escaped_slashes_is_parsed_once(parsed: list[bytes
         parsed.clear()
         decode(body, 2)
         assert parsed == [body]
+
+
+@pytest.mark.parametrize(("size", "is_cut"), [(512, False), (768, True)])
+def test_only_base64_that_takes_long_to_copy_is_cut(
+    size: int, is_cut: bool, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_WORTH_CUTTING", WORTH_CUTTING)
+    body = body_of([b64([1.0] * size)] * 10)
+    assert decode(body, 10).vectors.tolist() == [[1.0] * size] * 10
+    assert (parsed != [body]) is is_cut
 
 
 @pytest.mark.parametrize("vector", [b64([1.0, 2.0]), "!"])
