@@ -158,15 +158,19 @@ class RowLists:
         for start in range(0, len(vectors), ROWS_AT_ONCE):
             stop = start + ROWS_AT_ONCE
             some, part = rows[start:stop], vectors[start:stop]
-            if None not in some:
+            missing = some.count(None)
+            if not missing:
                 continue
             if start:
                 yield
             try:
-                rows[start:stop] = [
-                    vector.tolist() if row is None else row
-                    for row, vector in zip(some, part, strict=True)
-                ]
+                if missing == len(some):  # all at once is faster than row by row
+                    rows[start:stop] = part.tolist()
+                else:
+                    rows[start:stop] = [
+                        vector.tolist() if row is None else row
+                        for row, vector in zip(some, part, strict=True)
+                    ]
             except MemoryError:  # the error with the vectors needs the memory of these lists
                 rows.clear()
                 raise
