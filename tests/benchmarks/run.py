@@ -2,7 +2,7 @@
 
     python tests/benchmarks/run.py [--quick] [--only NAME ...] [--out FOLDER] [--docs FILE]
 
-Needs the dependency group ``bench``. All of it takes about 15 minutes on two cores, ``--quick``
+Needs the dependency group ``bench``. All of it takes about 45 minutes on two cores, ``--quick``
 about three. Every vector that is timed is compared with what it must be. ``--docs`` puts the tables
 between the markers of a Markdown file, instead of into ``results.md``.
 

@@ -128,10 +128,18 @@ def of_load(data: Data) -> str:
 
 def of_bulk(data: Data) -> str:
     return _table(
-        ["", "seconds", "CPU us a text", "connections"],
+        ["", "texts", "returns", "seconds", "CPU us a text", "connections"],
         [
-            (_name(row), f"{row['wall']:.2f}", f"{row['cpu_us']:.1f}", row["connections"])
-            for row in data["rows"]
+            (
+                _name(row),
+                f"{texts:,}",
+                row["gives"],
+                f"{row['wall']:.2f}",
+                f"{row['cpu_us']:.1f}",
+                row["connections"],
+            )
+            for texts, rows in ((data["texts"], data["rows"]), (data["listed"], data["as_lists"]))
+            for row in rows
         ],
     )
 
@@ -371,6 +379,11 @@ def of_targets(cases: Data) -> str:
             at_most(
                 f"{what}, {texts}, ours / best peer", 1, ours[figure] / _best(data["rows"], figure)
             )
+        lists = {item["name"]: item["cpu_us"] for item in data["as_lists"]}
+        listed = lists["nexusflow for LangChain"]
+        of_lists = f"CPU a text to lists, {data['listed']:,} texts, ours for LangChain"
+        at_most(f"{of_lists} / best peer", 1, listed / _best(data["as_lists"], "cpu_us"))
+        at_most(f"{of_lists} / bare sockets", 1.2, listed / lists["bare sockets, to lists"])
     if "query" in cases:
         for label, key in (("one query", "rows"), ("one query over TLS", "https")):
             every = cases["query"][key]
@@ -478,7 +491,7 @@ def tables(results: Data) -> dict[str, str]:
 
 
 def _checked_rows(case: Data) -> int:
-    groups = [case.get("rows", []), case.get("https", [])]
+    groups = [case.get("rows", []), case.get("https", []), case.get("as_lists", [])]
     groups += case.get("by_size", {}).values()
     groups += case.get("by_flight", {}).values()
     return sum(row.get("checked", 0) for rows in groups for row in rows)
