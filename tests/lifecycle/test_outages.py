@@ -151,6 +151,21 @@ def test_vectors_finished_when_a_call_fails_are_in_the_error(server: Any) -> Non
     assert len(finished) == billed, "nothing that was paid for is lost"
 
 
+def test_a_proxy_that_refuses_connections_is_named_as_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as closed:  # bound, and not listening
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{port}")
+        client = NexusFlow("sk-air-test", base_url="https://service.invalid/v1", max_retries=0)
+        for value in ("text", ["text"]):
+            with pytest.raises(APIConnectionError) as caught:
+                client.embed(value)
+            refused = os.strerror(errno.ECONNREFUSED)
+            assert str(caught.value) == f"cannot connect to the proxy 127.0.0.1:{port}: {refused}"
+
+
 def test_a_refused_connection_is_named_in_the_systems_words() -> None:
     with socket.socket() as closed:  # bound, and not listening
         closed.bind(("127.0.0.1", 0))

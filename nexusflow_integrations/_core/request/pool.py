@@ -303,7 +303,10 @@ def _aiohttp_fault(error: Exception) -> TransportFault:
         why = error.os_error.strerror or str(error.os_error)
         if error.os_error.errno and "Connect call failed" in why:  # asyncio's words for any reason
             why = os.strerror(error.os_error.errno)
-        return TransportFault(f"cannot connect to {error.host}: {why}", maybe_billed=False)
+        peer = error.host
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            peer = f"the proxy {error.host}:{error.port}"
+        return TransportFault(f"cannot connect to {peer}: {why}", maybe_billed=False)
     if isinstance(error, ssl.SSLError):
         return TransportFault("the TLS connection broke")
     return TransportFault(broken_off(error))
