@@ -149,7 +149,7 @@ AskedFramework = Annotated[
         "-f",
         metavar="NAME",
         help="Search through langchain, llama-index, chroma or all."
-        " [dim]Default: as set by `index`.[/dim]",
+        " [dim]Default: the first one that `index` was run with.[/dim]",
     ),
 ]
 

@@ -465,7 +465,8 @@ def _show_embedded(
 ) -> None:
     """Show on standard error what was written and what it cost: standard output may be a pipe."""
     if not bar.done:
-        screen.err.print("No texts: nothing to embed.")
+        so = "" if output == "-" else f", so {output} has no rows"
+        screen.err.print(f"No texts: nothing to embed{so}.")
         return
     speed = bar.done / max(bar.seconds, 1e-6)
     where = "" if output == "-" else f" to {output}"

@@ -278,7 +278,9 @@ def test_an_empty_input_makes_an_empty_output(
 ) -> None:
     (tmp_path / "in.txt").write_text("\n")
     for name in ("out.jsonl", "out.npy"):
-        nexusflow("embed", str(tmp_path / "in.txt"), "-o", str(tmp_path / name), *SMALL)
+        (tmp_path / name).write_text("an older output")
+        _, said = nexusflow("embed", str(tmp_path / "in.txt"), "-o", str(tmp_path / name), *SMALL)
+        assert f"{name} has no rows." in said.replace("\n", "")
     assert (tmp_path / "out.jsonl").read_bytes() == b""
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
 

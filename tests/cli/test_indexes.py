@@ -77,6 +77,15 @@ def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> 
     assert (zoo / "otter.txt").exists()
 
 
+def test_a_question_before_the_first_run_has_ended_names_the_command_that_continues_it(
+    nexusflow: Command,
+) -> None:
+    (Indexes().folder / "docs-3217c9@x" / "chroma-1").mkdir(parents=True)
+    said = nexusflow.sentence("ask", "fish", code=2)
+    assert "the first run for docs-3217c9@x did not end" in said
+    assert "run the same `nexusflow index` command again" in said
+
+
 def test_an_unfinished_index_makes_a_name_ambiguous_for_removal_but_not_for_showing(
     nexusflow: Command, filled: Indexes
 ) -> None:

@@ -426,7 +426,7 @@ class Indexes:
             if unfinished := _unfinished(indexes, near, nearest):
                 unfinished.about()  # raises: an index of another folder would answer instead
             if not usable:
-                raise NoIndexError(_NO_INDEX)
+                raise NoIndexError(_none_usable(indexes))
             fit = [pair for pair in usable if _nearness(pair[1].corpus, near) == nearest]
             liked = [pair for pair in fit if prefer(pair[1])] or fit
             corpus = liked[0][1].corpus
@@ -446,6 +446,16 @@ class Indexes:
         if alike:
             raise NoIndexError(f"the names of several indexes begin with {name!r}: {names}")
         raise NoIndexError(f"there is no index named {name!r}; the indexes are: {names}")
+
+
+def _none_usable(indexes: Sequence[Index]) -> str:
+    unfinished = [index.name for index in indexes if index.state == "unfinished"]
+    if not unfinished:
+        return _NO_INDEX
+    return (
+        f"there is no index yet: the first run for {unfinished[0]} did not end; run the same"
+        " `nexusflow index` command again, which continues it"
+    )
 
 
 def _digits(path: str | Path) -> str:
