@@ -420,7 +420,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         stored = self._config.get("service")
         if stored is None:
             return
-        here = _service_at(resolve_base_url(allow_http=True))
+        here = default_service()
         if stored != here:
             raise ConfigurationError(
                 f"the vectors of this collection come from {stored}, and this process uses {here},"
@@ -490,6 +490,11 @@ def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
         **{name: known.get(name) for name in ("dimensions", *COMPARED)},
         "service": known.get("service", service),
     }
+
+
+def default_service() -> str:
+    """Return the service that functions without ``api_base`` use in this process."""
+    return _service_at(resolve_base_url(allow_http=True))
 
 
 def _service_at(base_url: str) -> str:

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 # Import this first: if Chroma is missing, its error says what to install.
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  # isort: split
+from nexusflow_integrations.chroma import (  # isort: split
+    COMPARED,
+    NexusFlowEmbeddingFunction,
+    default_service,
+)
 
 from chromadb.errors import NotFoundError
 
@@ -78,7 +82,7 @@ def open_collection(
         configuration: Configuration for a new collection. A ``space`` that differs from the space
             of an existing collection is an error.
         address_changed: Whether the same service now has a new address. The new address is then
-            stored.
+            stored. A collection without documents always takes the new address.
         verify: Whether to embed up to three documents of the collection again, bypassing the cache,
             and compare them: nothing else shows that a service has changed its model. This is one
             request, billed like any other.
@@ -120,6 +124,8 @@ def open_collection(
     if foreign:
         function = embedding_function or _sized_for(stored)
     else:
+        if not address_changed and _is_elsewhere(stored, embedding_function):
+            address_changed = directly("reading", stored.count) == 0
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
@@ -193,6 +199,8 @@ async def aopen_collection(
     if foreign:
         function = embedding_function or _sized_for(stored)
     else:
+        if not address_changed and _is_elsewhere(stored, embedding_function):
+            address_changed = await adirectly("reading", stored.count) == 0
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
@@ -300,6 +308,21 @@ def fitting(
             " open_collection(..., address_changed=True) once"
         )
     return given
+
+
+def _is_elsewhere(
+    collection: Collection | AsyncCollection, given: NexusFlowEmbeddingFunction | None
+) -> bool:
+    """Return whether ``fitting`` would refuse the collection for its service.
+
+    An empty collection may take the new address: a program that ran without its key or its
+    ``NEXUSFLOW_BASE_URL`` has stored the address before its first document failed.
+    """
+    stored = _stored_in(collection)
+    if given is not None:
+        return stored.service not in (None, given.service)
+    config = stored.get_config()
+    return "service" in config and config["service"] != default_service()
 
 
 def _differing(
