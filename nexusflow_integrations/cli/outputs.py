@@ -8,6 +8,7 @@ from pathlib import Path
 from nexusflow_integrations._core.whole_file import is_stream
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.rag.converted import CONVERTED, ROWS
+from nexusflow_integrations.cli.rag.corpus import is_own_page
 
 _OTHERS = frozenset(
     (*CONVERTED, *ROWS, ".md", ".txt", ".svg", ".png", ".jpg", ".gif", ".xlsx", ".zip")
@@ -37,6 +38,24 @@ def check_output(path: Path, *inputs: Path | None) -> None:
         raise UsageProblem(f"{str(path)!r} would replace the input, the cache or another output")
     if not os.access(target.parent, os.W_OK):
         raise UsageProblem(f"the folder {str(target.parent)!r} cannot be written")
+
+
+def check_page(path: Path) -> None:
+    """Check that an HTML page replaces no file except an empty one or an earlier page.
+
+    Args:
+        path: The page. Other tools write to ``report.html`` by default, too.
+
+    Raises:
+        UsageProblem: The file has other contents.
+    """
+    if is_stream(path) or not path.exists() or not path.stat().st_size:
+        return
+    if not is_own_page(path):
+        raise UsageProblem(
+            f"{str(path)!r} exists, and neither `report` nor `tune` wrote it: remove it, or choose"
+            " another name"
+        )
 
 
 def check_ending(path: Path, *endings: str) -> None:

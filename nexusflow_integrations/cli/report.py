@@ -17,7 +17,7 @@ from nexusflow_integrations._core.counts import count
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
-from nexusflow_integrations.cli.outputs import check_ending, check_output
+from nexusflow_integrations.cli.outputs import check_ending, check_output, check_page
 from nexusflow_integrations.cli.rag.collection import DamagedError, chroma_client, open_to_read
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Indexes
@@ -125,6 +125,7 @@ def report(
     if output.is_file() and output.suffix.lower() not in (".html", ".htm"):
         raise UsageProblem(f"{str(output)!r} exists and is not an HTML file: choose another name")
     check_ending(output, ".html", ".htm")
+    check_page(output)
     if index is not None and (collection is not None or path is not None):
         raise UsageProblem("--index names an index: leave out COLLECTION and --path")
     from nexusflow_integrations.report import write_report

@@ -31,7 +31,7 @@ from nexusflow_integrations.cli.options import (
 )
 from nexusflow_integrations.cli.options import budget as read_budget
 from nexusflow_integrations.cli.options import chat_price as read_chat_price
-from nexusflow_integrations.cli.outputs import check_ending, check_output
+from nexusflow_integrations.cli.outputs import check_ending, check_output, check_page
 from nexusflow_integrations.cli.rag import corpus as corpora
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.rag.pipeline import CHAT_VARIABLE, chat_of
@@ -106,6 +106,7 @@ def tune(
     check_ending(output, ".json")
     if page is not None:
         check_ending(page, ".html", ".htm")
+        check_page(page)
     if plot is not None:
         check_ending(plot, ".svg")
     if questions is not None:

@@ -91,6 +91,29 @@ def test_a_report_replaces_neither_its_questions_nor_a_file_of_another_type(
 
 
 @pytest.mark.parametrize(
+    "asked", [("report", "zoo", "-o"), ("tune", ".", "--page")], ids=["report", "tune"]
+)
+def test_a_page_does_not_replace_a_page_of_another_tool(
+    asked: tuple[str, ...], nexusflow: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.md").write_text("Pandas climb.")
+    (other := tmp_path / "report.html").write_text("<title>Tests passed</title>")
+    said = nexusflow.sentence(*asked, "report.html", code=2)
+    assert "neither `report` nor `tune` wrote it" in said
+    assert other.read_text() == "<title>Tests passed</title>"
+
+
+def test_a_page_may_replace_an_empty_file_or_an_earlier_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    outputs.check_page(page)
+    page.touch()
+    outputs.check_page(page)
+    page.write_text('<!doctype html>\n<meta name="generator" content="nexusflow-integrations">\n')
+    outputs.check_page(page)
+
+
+@pytest.mark.parametrize(
     ("arguments", "ending"),
     [
         (("report", "zoo", "-o", "x.pdf"), ".html"),

@@ -454,7 +454,7 @@ def _walked(
                 others[suffix or "without a suffix"] += 1
             elif leads_out:
                 others[_OUTSIDE] += 1
-            elif suffix in _PAGES and _is_own(file):
+            elif suffix in _PAGES and is_own_page(file):
                 others[_OWN] += 1
             else:
                 yield file
@@ -467,8 +467,8 @@ def _leads_out(link: Path, folder: Path) -> bool:
         return False
 
 
-def _is_own(page: Path) -> bool:
-    """Return whether ``report`` or ``tune`` wrote the page: it repeats texts and questions."""
+def is_own_page(page: Path) -> bool:
+    """Return whether ``report`` or ``tune`` wrote the page, which repeats texts and questions."""
     if not page.is_file():  # opening a named pipe would never end
         return False
     try:
