@@ -471,8 +471,11 @@ def _show_embedded(
     speed = bar.done / max(bar.seconds, 1e-6)
     where = "" if output == "-" else f" to {output}"
     cached = f", {usage.cached:,} from the cache" if usage.cached else ""
+    texts = count(bar.done, "text")
+    if bar.refused:
+        texts = f"{bar.done - bar.refused:,} of {texts}"
     screen.err.print(
-        f"{count(bar.done, 'text')}{where}: {_rate(speed)},"
+        f"{texts}{where}: {_rate(speed)},"
         f" {count(usage.tokens, 'token')} in {count(usage.requests, 'request')}{cached}."
     )
     screen.err.print(Text(price_line(usage, endpoint), style="dim"))
