@@ -416,12 +416,14 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             )
         self._options["allow_http"] = _named_here.get(origin, False)
 
-    def _check_service(self) -> None:
+    def _is_elsewhere(self) -> bool:
+        """Return whether the stored service is not the one that this process uses."""
         stored = self._config.get("service")
-        if stored is None:
-            return
-        here = default_service()
-        if stored != here:
+        return stored is not None and stored != _service_here()
+
+    def _check_service(self) -> None:
+        if self._is_elsewhere():
+            stored, here = self._config["service"], _service_here()
             raise ConfigurationError(
                 f"the vectors of this collection come from {stored}, and this process uses {here},"
                 " so nothing was sent: their vectors are not comparable; set NEXUSFLOW_BASE_URL to"
@@ -492,8 +494,7 @@ def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def default_service() -> str:
-    """Return the service that functions without ``api_base`` use in this process."""
+def _service_here() -> str:
     return _service_at(resolve_base_url(allow_http=True))
 
 

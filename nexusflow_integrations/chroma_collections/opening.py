@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # Import this first: if Chroma is missing, its error says what to install.
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations.chroma import (  # isort: split
-    COMPARED,
-    NexusFlowEmbeddingFunction,
-    default_service,
-)
+from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  # isort: split
 
 from chromadb.errors import NotFoundError
 
@@ -101,6 +97,7 @@ def open_collection(
         CollectionError: There is no connection to the server, or an interrupted exchange of names
             cannot be completed.
         chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.
+        OSError: The file of ``settings`` cannot be read.
     """
     check_client(client, asynchronous=False)
     checks.flags(create=create, address_changed=address_changed, verify=verify, adopt=adopt)
@@ -319,10 +316,9 @@ def _is_elsewhere(
     ``NEXUSFLOW_BASE_URL`` has stored the address before its first document failed.
     """
     stored = _stored_in(collection)
-    if given is not None:
-        return stored.service not in (None, given.service)
-    config = stored.get_config()
-    return "service" in config and config["service"] != default_service()
+    if given is None:
+        return stored._is_elsewhere()
+    return stored.service not in (None, given.service)
 
 
 def _differing(
