@@ -30,6 +30,7 @@ from nexusflow_integrations.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
 KEY_VARIABLE = "NEXUSFLOW_API_KEY"
+URL_VARIABLE = "NEXUSFLOW_BASE_URL"
 TIMEOUT = 60.0
 """The default number of seconds for one attempt."""
 DIMENSIONS = MODELS[DEFAULT_MODEL].sizes
@@ -67,8 +68,9 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
         ConfigurationError: There is no key, or it is not valid in an HTTP header. The error's
             message never contains the key.
     """
+    name = "api_key"
     if value is None:
-        value = os.environ.get(env)
+        name, value = env, os.environ.get(env)
         if not value:
             raise ConfigurationError(NO_KEY.format(env))
     if not isinstance(value, (str, ApiKey)) and has_methods(value, "get_secret_value"):
@@ -82,10 +84,10 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
         raise ConfigurationError(f"api_key must be text, not {type(value).__name__}")
     key = str.__str__(value).strip(" ")
     if not key:
-        raise ConfigurationError("api_key is empty")
+        raise ConfigurationError(f"{name} is empty")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
-            "api_key contains a line break, a space or another character that no key has;"
+            f"{name} contains a line break, a space or another character that no key has;"
             " was anything copied with the key?"
         )
     return ApiKey(key)
@@ -103,30 +105,31 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
             ambiguous host, or is plain http to a host other than loopback, which would let anyone
             on the network path read the key.
     """
-    url = value if value is not None else os.environ.get("NEXUSFLOW_BASE_URL") or DEFAULT_BASE_URL
+    name = "base_url" if value is not None else URL_VARIABLE
+    url = value if value is not None else os.environ.get(URL_VARIABLE) or DEFAULT_BASE_URL
     if not isinstance(url, str):
-        raise refuse("base_url", "text", url)
+        raise refuse(name, "text", url)
     allow_http = flag("allow_http", allow_http)
     url = str.__str__(url).strip().rstrip("/")
     url = url.removesuffix("/embeddings").rstrip("/")  # users may give the endpoint's full address
     if "@" in url:
-        raise ConfigurationError("base_url must not contain a user name or password")
+        raise ConfigurationError(f"{name} must not contain a user name or password")
     if any(char in url for char in "?# "):
-        raise ConfigurationError("base_url must not contain a query, a fragment or blanks")
+        raise ConfigurationError(f"{name} must not contain a query, a fragment or blanks")
     parts = _URL.fullmatch(url)
     if parts is None:
         said = f", not {url[:80]!a}" if "://" in url else ""  # a value without "://" may be a key
-        raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}{said}")
+        raise ConfigurationError(f"{name} must look like {DEFAULT_BASE_URL}{said}")
     scheme, place = parts["scheme"].lower(), parts["place"].lower()
     host = host_of(place)
     if host is None:
         raise ConfigurationError(
-            "base_url must name its host like nexusflow.vip, 127.0.0.1 or [::1]:8080, not"
+            f"{name} must name its host like nexusflow.vip, 127.0.0.1 or [::1]:8080, not"
             f" {parts['place'][:80]!a}"
         )
     if scheme == "http" and not allow_http and not is_loopback(host):
         raise ConfigurationError(
-            f"base_url is plain http to {host}, which would expose the API key on the network: use"
+            f"{name} is plain http to {host}, which would expose the API key on the network: use"
             " https (or allow_http=True on a network you trust)"
         )
     return f"{scheme}://{place}{parts['path']}"
