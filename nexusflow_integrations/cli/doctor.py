@@ -34,6 +34,7 @@ from nexusflow_integrations.cli.rag.endpoint import (
     same_url,
 )
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
+from nexusflow_integrations.cli.rag.session import rebuilding
 from nexusflow_integrations.cli.screen import Screen, home
 from nexusflow_integrations.cli.words import in_bytes
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
@@ -181,7 +182,10 @@ def _base_url() -> str:
     if has_key():
         return f"{resolve_base_url()}, from {source}"
     if os.environ.get("NEXUSFLOW_BASE_URL"):
-        raise ConfigurationError("NEXUSFLOW_BASE_URL is set but NEXUSFLOW_API_KEY is not")
+        raise ConfigurationError(
+            "NEXUSFLOW_BASE_URL is set but NEXUSFLOW_API_KEY is not: set the key as well, or unset"
+            " NEXUSFLOW_BASE_URL"
+        )
     return "the local server, on a port of this machine"
 
 
@@ -266,7 +270,7 @@ def _index(index: Index, endpoint: Endpoint) -> str:
     tuned = None if about.tuned is None else TunedSettings(**about.tuned)
     endpoint = replace(endpoint, dimensions=about.dimensions, tuned=tuned)
     try:
-        with reading():
+        with rebuilding(index), reading():
             collection = open_to_compare(
                 index.chroma,
                 api_key=endpoint.api_key,

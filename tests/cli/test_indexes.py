@@ -172,3 +172,9 @@ def test_doctor_compares_the_indexes_of_the_service_that_is_asked(
     shown, _ = nexusflow("doctor", code=1)
     assert "differently" in shown
     assert "zoo-" in shown
+    assert "--fresh" in shown
+    (questions := zoo.parent / "questions.txt").write_text("Who climbs?\n")
+    page = str(zoo.parent / "page.html")
+    said = nexusflow.sentence("report", "-q", str(questions), "-o", page, code=1)
+    assert "differently" in said
+    assert said.endswith(f"build it again with `nexusflow index {zoo} --fresh`")

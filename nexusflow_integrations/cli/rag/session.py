@@ -319,7 +319,7 @@ class Session:
     def _sound(self) -> Iterator[None]:
         """Replace errors about an unreadable Chroma folder with errors that name the index."""
         try:
-            with reading():
+            with rebuilding(self.index), reading():
                 yield
         except DamagedError as error:
             raise self.index.damaged(str(error)) from None
@@ -328,14 +328,6 @@ class Session:
             raise UnusableIndexError(
                 f"the index {self.index.name!r} could not be updated, and nothing was lost:"
                 f" {_CLASS.sub('', str(error))}{f'; {obstacle}' if obstacle else ''}"
-            ) from None
-        except ConfigurationError as error:
-            # Users of the command do not see collections, so name the index.
-            said, found, _ = str(error).partition(_ANOTHER)
-            if not found:
-                raise
-            raise UnusableIndexError(
-                f"{said}; build it again with `{self.index.rebuilding()}`"
             ) from None
 
     def quote(self, question: str, passages: Sequence[Passage]) -> list[Quote]:
@@ -371,6 +363,21 @@ class Session:
     def usage(self) -> Usage:
         """Return the usage of everything so far."""
         return self.meter.total
+
+
+@contextmanager
+def rebuilding(index: Index) -> Iterator[None]:
+    """Replace the advice to make another collection with the command that builds ``index`` again.
+
+    Users of the command do not see collections.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        said, found, _ = str(error).partition(_ANOTHER)
+        if not found:
+            raise
+        raise UnusableIndexError(f"{said}; build it again with `{index.rebuilding()}`") from None
 
 
 def _holds_any(folder: Path) -> bool:
@@ -467,7 +474,8 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
         tuned=None if about.tuned is None else TunedSettings(**about.tuned),
     ) as opened:
         index.touch()
-        yield opened
+        with rebuilding(index):
+            yield opened
 
 
 def _is_same_service(one: str, two: str) -> bool:
