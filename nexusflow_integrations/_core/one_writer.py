@@ -195,7 +195,10 @@ def _locked(path: str) -> FileLock | None:
     except filelock.Timeout:
         return None
     except (OSError, NotImplementedError) as error:
-        raise CollectionError(f"cannot lock {path}: {type(error).__name__}: {error}") from error
+        raise CollectionError(
+            f"cannot lock {path}: {type(error).__name__}: {error}; you must be able to write to its"
+            " folder, and the file system must support locks"
+        ) from error
     return lock
 
 

@@ -165,7 +165,8 @@ def budget(text: str, price: Price) -> Budget:
         return Budget(money=number)
     if re.fullmatch("[A-Z]{3}", currency):
         raise UsageProblem(
-            f"the price list is in {price.currency}: write --budget '{number:g} {price.currency}'"
+            f"the price list is in {price.currency}: write the budget in {price.currency}, such as"
+            f" '2.50 {price.currency}', or in tokens"
         )
     raise UsageProblem(
         f"{text!r} is not a budget: write it like '200k tokens' or '2.50 {price.currency}'"

@@ -526,7 +526,7 @@ def _reserve(batch: Batch, call: Call, guard: BudgetGuard) -> Generator[Step, An
             left = guard.limit - guard.spent
             raise BudgetExceededError(
                 f"the budget of {count(guard.limit, 'token')} has {left:,} left, and the next text"
-                f" may cost up to {most:,}; it was not sent"
+                f" may cost up to {most:,}; it was not sent: raise the budget to go on"
             )
         if call.stopping:
             raise Stopped

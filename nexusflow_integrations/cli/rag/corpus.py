@@ -256,7 +256,7 @@ def stdlib(limit: int | None = 500) -> Corpus:
     """
     if sys.flags.optimize >= 2:
         raise CorpusError(
-            "this Python runs with -OO, which drops the docstrings: try --corpus topics"
+            "this Python runs with -OO, which drops the docstrings: use topics instead of stdlib"
         )
     documents, complete = _front(_docstrings([*EVERYDAY, *FURTHER]), limit)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -335,7 +335,7 @@ def _topics() -> dict[str, str]:
         from pydoc_data import topics as data
     except ImportError:
         raise CorpusError(
-            "this Python was installed without pydoc_data: try --corpus stdlib"
+            "this Python was installed without pydoc_data: use stdlib instead of topics"
         ) from None
     found: dict[str, str] = data.topics
     return found
