@@ -203,7 +203,7 @@ def ray(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Measure everything beside the peers (a quarter of an hour on a quiet machine)."""
+    """Measure everything beside the peers (45 minutes on a quiet machine)."""
     session.install(*PINS, "-e", ".[all]", *_group("bench"))
     session.run("python", "tests/benchmarks/run.py", *session.posargs)
 

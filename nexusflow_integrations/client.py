@@ -160,7 +160,7 @@ class NexusFlow:
         max_concurrency: Maximum number of requests in flight. All clients of an account share the
             largest value in use.
         timeout: Seconds for one attempt, from connecting to the last byte. For an ``httpx.Timeout``
-            or a tuple of seconds, the longest part counts; ``None`` means the default.
+            or a tuple of seconds, the longest part counts; ``None`` means 60.
         deadline: Seconds for a whole call including its retries; with ``None``, only ``timeout``
             and ``max_retries`` limit a call.
         query_timeout: Seconds for one attempt of a call with ``role="query"``; ``None`` means

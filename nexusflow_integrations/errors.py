@@ -132,7 +132,7 @@ class APIStatusError(NexusFlowError):
 
 
 class BadRequestError(APIStatusError):
-    """The request is not valid; a retry would fail as well."""
+    """The request is not valid (400, 413, 415, 422 or another 4xx); a retry would fail as well."""
 
 
 class AuthenticationError(APIStatusError):
@@ -152,7 +152,7 @@ class RateLimitError(APIStatusError):
 
 
 class InternalServerError(APIStatusError):
-    """The server or a service behind it failed, and all retries failed too."""
+    """The server or a service behind it failed, and so did all retries (501 and 505: none)."""
 
 
 class InvalidResponseError(NexusFlowError):

@@ -76,8 +76,9 @@ def add_documents(
             at most the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: Whether to check that the service still uses the same model, at most once an hour
-            for each embedding function: first, up to three short documents of the collection
-            are embedded again, and nothing is written if most of them get a different vector.
+            for each embedding function and collection: first, up to three short documents of the
+            collection are embedded again, and nothing is written if most of them get a different
+            vector.
 
     Raises:
         InvalidInputError: A document, its id or metadata cannot be stored, or an id occurs twice;

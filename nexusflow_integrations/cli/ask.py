@@ -96,7 +96,7 @@ class Framework(str, Enum):
 LimitOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Maximum number of documents. [dim]Default: 500 for stdlib, else all.[/dim]"
+        min=1, help="Maximum number of passages. [dim]Default: 500 for stdlib, else all.[/dim]"
     ),
 ]
 TopOption = Annotated[

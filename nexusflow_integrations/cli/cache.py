@@ -71,7 +71,8 @@ def prune(
     older_than: Annotated[
         str | None,
         typer.Option(
-            help="Remove vectors unused for longer than this: 30d, 12h, 2w (rounded to days)."
+            help="Remove vectors unused for longer than this: 30d, 12h, 2w (in a file, up to a day"
+            " later)."
         ),
     ] = None,
     to: Annotated[
@@ -115,7 +116,7 @@ def clear(
 
 @cache.command()
 def verify(path: CacheOption = None, as_json: JsonOption = False) -> None:
-    """Compare cached vectors with new ones from the service; the first run stores three."""
+    """Find out if the service has changed its model; the first run stores vectors to compare."""
     resolve_api_key()  # raises an error if there is no key
     place = True if path is None else address_or_path(path)
     with _opened(path) as store:

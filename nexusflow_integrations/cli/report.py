@@ -118,8 +118,8 @@ def report(
 ) -> None:
     """Write one HTML file about a collection: failed questions, duplicates, outliers, map, cost.
 
-    The file needs no network. Only the questions are embedded and paid for, and up to three short
-    documents, to check whether the model is the same.
+    The file needs no network. Questions are embedded and paid for, and with them up to three short
+    documents, to check whether the model is the same. Without questions, nothing is sent.
     """
     check_output(output, questions)
     if output.is_file() and output.suffix.lower() not in (".html", ".htm"):

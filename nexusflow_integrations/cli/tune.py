@@ -93,7 +93,7 @@ def tune(
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure which size, passages, instructions and keywords find the answers in your texts.
+    """Measure which vector size, passage length, instruction and kind of search suit your texts.
 
     The command shows the plan and its price before it sends anything. It writes the choice to a
     file for `index --settings`.

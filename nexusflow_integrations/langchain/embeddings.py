@@ -239,10 +239,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         function nor the distance:
 
             from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+            from nexusflow_integrations.chroma_collections import open_collection
 
-            client.get_or_create_collection(
-                "texts", embedding_function=NexusFlowEmbeddingFunction()
-            )
+            open_collection(client, "texts", NexusFlowEmbeddingFunction(dimensions=1024))
             store = Chroma("texts", embedding_function=embeddings, client=client)
 
     Every error is an instance of one of this package's classes (``nexusflow_integrations.errors``)

@@ -128,13 +128,13 @@ class Tuning:
         start: The first settings; their model is ignored. If the questions are too few to choose
             well, these settings are kept. Default: the defaults of this package.
         sizes: Sizes to compare. Default: all sizes of the model.
-        lengths: See `Options`.
-        overlaps: See `Options`.
-        headings: See `Options`.
-        query_instructions: See `Options`.
-        document_instructions: See `Options`.
-        hybrid: See `Options`.
-        storages: See `Options`.
+        lengths: Maximum characters of a passage, to compare.
+        overlaps: Overlaps to compare, as a share of the length.
+        headings: Whether to also measure passages without the headings above them.
+        query_instructions: Texts to put in front of each query, to compare.
+        document_instructions: Texts to put in front of each passage, to compare.
+        hybrid: Whether to measure keywords, alone and together with vectors.
+        storages: Formats of vectors to compare.
 
     Raises:
         ConfigurationError: An argument is invalid, an answer is in no document, or no questions
