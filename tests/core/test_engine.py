@@ -19,10 +19,11 @@ from nexusflow_integrations._core.call.engine import (
 from nexusflow_integrations._core.call.job import DRAIN, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.call.sources import DirectSource
+from nexusflow_integrations._core.request import exchange
 from nexusflow_integrations._core.request.batching import Batch
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.transport import Sender
-from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations._core.request.wire import Answer, TransportFault, decode_response
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.usage import Ledger
@@ -106,6 +107,28 @@ def test_a_fast_server_needs_few_connections() -> None:
     check(embed(server, TEXTS), TEXTS)
     assert server.requests == 200
     assert server.most <= 4
+
+
+@pytest.mark.parametrize(("most", "order"), [(32, "ssdd"), (2, "sdsd")])
+def test_with_few_tasks_all_arrived_responses_are_decoded_before_the_next_sends(
+    monkeypatch: pytest.MonkeyPatch, most: int, order: str
+) -> None:
+    """A server on the same machine is then woken once for several requests."""
+    events: list[str] = []
+
+    async def at_once(_: Server) -> None:
+        events.append("s")
+        await asyncio.sleep(0)
+
+    def decode(*args: Any, **options: Any) -> Any:
+        events.append("d")
+        return decode_response(*args, **options)
+
+    monkeypatch.setattr(exchange, "decode_response", decode)
+    server = Server(at_once)
+    check(embed(server, TEXTS, max_concurrency=most), TEXTS)
+    assert server.most == 2
+    assert "".join(events).count(order) >= 95  # of 100 pairs
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

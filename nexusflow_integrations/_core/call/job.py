@@ -190,6 +190,7 @@ class Job:
         self._caller = caller if caller is not None and caller.hears_of_batches else None
         self._is_stoppable = is_stoppable
         self._tasks: Sequence[asyncio.Task[None]] = ()
+        self._is_adding_tasks = False
         # A future that is done when another call has embedded a text for this call.
         self._other: asyncio.Future[None] | None = None
         self._drained: asyncio.TimerHandle | None = None
@@ -291,6 +292,7 @@ class Job:
         """
         ledger = self._call.ledger
         tasks = self._tasks = [asyncio.create_task(self._work(source))]
+        self._is_adding_tasks = True
         try:
             while len(tasks) < most:
                 answered = ledger.requests
@@ -299,6 +301,7 @@ class Job:
                     break  # no batches are left, or the call has failed
                 if ledger.requests == answered:
                     tasks.append(asyncio.create_task(self._work(source)))
+            self._is_adding_tasks = False
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if not all(task.done() for task in tasks):
                 self.stop()
@@ -373,6 +376,11 @@ class Job:
                 if caller is not None and number is not None:
                     caller.end(number, batch, results, ledger, failed=failed)
             results.report()
+            if self._is_adding_tasks:
+                # The server is fast. Let the other tasks take the responses that have arrived, so
+                # that the next requests are sent right after one another: to wake a server for each
+                # takes longer than this.
+                await asyncio.sleep(0)
         if kept is not None:
             await kept
         results.report()
