@@ -416,19 +416,17 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             )
         self._options["allow_http"] = _named_here.get(origin, False)
 
-    def _is_elsewhere(self) -> bool:
-        """Return whether the stored service is not the one that this process uses."""
-        stored = self._config.get("service")
-        return stored is not None and stored != _service_here()
-
     def _check_service(self) -> None:
-        if self._is_elsewhere():
-            stored, here = self._config["service"], _service_here()
+        stored = self._config.get("service")
+        if stored is None:
+            return
+        here = _service_at(resolve_base_url(allow_http=True))
+        if stored != here:
             raise ConfigurationError(
                 f"the vectors of this collection come from {stored}, and this process uses {here},"
                 " so nothing was sent: their vectors are not comparable; set NEXUSFLOW_BASE_URL to"
                 " the address of the first service, or, if both are the same service at a new"
-                " address, call"
+                " address or the collection is still empty, call"
                 " open_collection(..., address_changed=True) once"
             )
 
@@ -492,10 +490,6 @@ def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
         **{name: known.get(name) for name in ("dimensions", *COMPARED)},
         "service": known.get("service", service),
     }
-
-
-def _service_here() -> str:
-    return _service_at(resolve_base_url(allow_http=True))
 
 
 def _service_at(base_url: str) -> str:

@@ -77,8 +77,8 @@ def open_collection(
             warning says so.
         configuration: Configuration for a new collection. A ``space`` that differs from the space
             of an existing collection is an error.
-        address_changed: Whether the same service now has a new address. The new address is then
-            stored. A collection without documents always takes the new address.
+        address_changed: Whether the same service now has a new address, or the collection is still
+            empty. The new address is then stored.
         verify: Whether to embed up to three documents of the collection again, bypassing the cache,
             and compare them: nothing else shows that a service has changed its model. This is one
             request, billed like any other.
@@ -121,8 +121,6 @@ def open_collection(
     if foreign:
         function = embedding_function or _sized_for(stored)
     else:
-        if not address_changed and _is_elsewhere(stored, embedding_function):
-            address_changed = directly("reading", stored.count) == 0
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
@@ -196,8 +194,6 @@ async def aopen_collection(
     if foreign:
         function = embedding_function or _sized_for(stored)
     else:
-        if not address_changed and _is_elsewhere(stored, embedding_function):
-            address_changed = await adirectly("reading", stored.count) == 0
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
@@ -301,24 +297,10 @@ def fitting(
         raise ConfigurationError(
             f"the vectors of collection {collection.name!r} come from {stored.service}, and this"
             f" embedding function uses {given.service}: their vectors are not comparable; make"
-            " another collection, or, if it is the same service at a new address, call"
-            " open_collection(..., address_changed=True) once"
+            " another collection, or, if it is the same service at a new address or the collection"
+            " is still empty, call open_collection(..., address_changed=True) once"
         )
     return given
-
-
-def _is_elsewhere(
-    collection: Collection | AsyncCollection, given: NexusFlowEmbeddingFunction | None
-) -> bool:
-    """Return whether ``fitting`` would refuse the collection for its service.
-
-    An empty collection may take the new address: a program that ran without its key or its
-    ``NEXUSFLOW_BASE_URL`` has stored the address before its first document failed.
-    """
-    stored = _stored_in(collection)
-    if given is None:
-        return stored._is_elsewhere()
-    return stored.service not in (None, given.service)
 
 
 def _differing(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import chromadb
 import numpy as np
 import pytest
 from chromadb.api import types
@@ -17,11 +15,7 @@ from chromadb.utils.embedding_functions import OpenAIEmbeddingFunction
 from nexusflow_integrations import Budget, chroma, errors
 from nexusflow_integrations._core.comparing import TOLERANCE, deviation
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
-from nexusflow_integrations.chroma_collections import (
-    add_documents,
-    aopen_collection,
-    open_collection,
-)
+from nexusflow_integrations.chroma_collections import add_documents, open_collection
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
 
@@ -211,7 +205,7 @@ def test_a_new_address_of_the_same_service_is_stored_when_the_caller_says_so(
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["opened without", "opened with a function"])
-def test_a_collection_that_was_created_without_a_key_takes_the_address_of_the_first_use(
+def test_a_collection_that_was_created_without_a_key_takes_the_address_when_the_caller_says_so(
     client: Any, server: LocalServer, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
     monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
@@ -222,28 +216,12 @@ def test_a_collection_that_was_created_without_a_key_takes_the_address_of_the_fi
     chroma._made_here.clear()
     offline(monkeypatch, server.base_url)
     function = NexusFlowEmbeddingFunction(dimensions=64) if given else None
-    open_collection(client, "docs", function).add(ids=["1"], documents=["red pandas"])
+    # Another program may be filling it from the first address at this moment.
+    with pytest.raises(errors.ConfigurationError, match=r"still empty.*address_changed=True"):
+        open_collection(client, "docs", function)
+    made = open_collection(client, "docs", function, address_changed=True)
+    made.add(ids=["1"], documents=["red pandas"])
     assert stored(client.get_collection("docs"))["config"]["service"] == "localhost"
-    chroma._made_here.clear()
-    offline(monkeypatch, PRODUCTION)
-    with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):
-        open_collection(client, "docs", NexusFlowEmbeddingFunction(dimensions=64))
-
-
-async def test_an_empty_collection_takes_the_address_of_the_first_use_with_an_async_client(
-    chroma_port: int, server: LocalServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=chroma_port)
-    name = f"docs-{uuid4()}"
-    offline(monkeypatch, PRODUCTION)
-    await aopen_collection(client, name, NexusFlowEmbeddingFunction(dimensions=64))
-    offline(monkeypatch, server.base_url)
-    collection = await aopen_collection(client, name)
-    assert stored(collection)["config"]["service"] == "localhost"
-    await collection.add(ids=["1"], documents=["red pandas"])
-    offline(monkeypatch, PRODUCTION)
-    with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):
-        await aopen_collection(client, name)
 
 
 def test_a_new_address_allows_no_other_model(client: Any, make: Make) -> None:
