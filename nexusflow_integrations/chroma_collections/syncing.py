@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, c
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
 from nexusflow_integrations.chroma_collections.keyword_index import refresh
+from nexusflow_integrations.chroma_collections.one_sync import aonly_sync, only_sync
 from nexusflow_integrations.chroma_collections.ownership import check_owned
 from nexusflow_integrations.chroma_collections.records import (
     SeenIds,
@@ -87,7 +88,8 @@ def sync_documents(
         collection: A collection that was opened with a NexusFlow embedding function, or stores one.
         ids: One id for each document; no two may be equal.
         documents: The texts.
-        metadatas: One dict for each document; ``None`` for a document without metadata.
+        metadatas: One dict for each document; ``None`` for a document without metadata. If this is
+            left out, no document has metadata, and stored metadata is removed.
         where: Chroma's filter for the part of the collection that this source owns. Nothing outside
             this part is changed or removed, and a document whose metadata does not match the filter
             is left out. The filter may not use ``#document``. ``None`` is the whole collection.
@@ -101,7 +103,8 @@ def sync_documents(
         slice_size: Maximum documents per write; fewer if vectors are large.
         store_timeout: Seconds that one read or write of the collection may take, including retries;
             at most the embedding function's ``deadline``.
-        writer_wait: Seconds to wait for another process that writes to the same folder.
+        writer_wait: Seconds to wait for another process that writes to the same folder, and for
+            another sync of this process that may remove the same documents.
         verify: Whether to check that the service still uses the same model, at most once an hour
             for each embedding function and collection: first, up to three short documents of the
             collection are embedded again, and nothing is written if most of them get a different
@@ -113,9 +116,10 @@ def sync_documents(
         ConfigurationError: The embedding function is not a NexusFlow function, the collection needs
             the other (sync or async) version of this function, or (with ``verify``) the service
             returns vectors that differ from the stored ones.
-        CollectionError: The collection cannot be read or written, or another process writes to it.
-            ``finished`` holds the vectors that were paid for but not written, by position in the
-            source: float32 of shape (d,).
+        CollectionError: The collection cannot be read or written, another process writes to it, or
+            another sync of this process may remove the same documents. ``finished`` holds the
+            vectors that were paid for but not written, by position in the source: float32 of shape
+            (d,).
         NexusFlowError: Embedding failed.
     """
     check_kind(collection, Collection, "sync_documents", "async_documents")
@@ -137,7 +141,10 @@ def sync_documents(
                 filling.gone()
                 filling.remove()
             return _synced(run, usage)
-        with only_writer(collection, writer_wait):
+        with (
+            only_writer(collection, writer_wait),
+            only_sync(collection, where, writer_wait) if remove else nullcontext(),
+        ):
             filling.fill(rows(columns), embedder)
             if _may_remove(run, remove):
                 filling.gone()
@@ -185,7 +192,10 @@ async def async_documents(
                 await filling.gone()
                 await filling.remove()
             return _synced(run, usage)
-        async with aonly_writer(collection, writer_wait):
+        async with (
+            aonly_writer(collection, writer_wait),
+            aonly_sync(collection, where, writer_wait) if remove else nullcontext(),
+        ):
             await filling.fill(arows(columns), embedder)
             if _may_remove(run, remove):
                 await filling.gone()
