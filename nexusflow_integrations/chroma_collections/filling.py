@@ -51,6 +51,8 @@ T = TypeVar("T")
 
 ESTIMATED = 1_000
 """Texts whose cost is estimated at once."""
+READINGS = 10
+"""Attempts at reading all ids while other programs remove documents."""
 
 
 class _Filling:
@@ -151,10 +153,21 @@ class _Filling:
 
 
 def note_gone(run: Run, collection: Any) -> Plan[None]:
-    """Collect the ids of ``collection`` that the source no longer has."""
-    pages = Pages(collection, [], where=run.where)
-    while found := (yield from pages.next())["ids"]:
-        yield Blocking(partial(run.seen.note_gone, found))
+    """Collect the ids of ``collection`` that the source no longer has.
+
+    Raises:
+        CollectionError: Other programs removed documents during each of ``READINGS`` readings.
+    """
+    for _ in range(READINGS):
+        pages = Pages(collection, [], where=run.where)
+        while found := (yield from pages.next_ids()):
+            yield Blocking(partial(run.seen.note_gone, found))
+        if found is not None:
+            return
+    raise CollectionError(
+        f"reading the ids of collection {collection.name!r} failed: another program keeps removing"
+        " documents from it: run this again later"
+    )
 
 
 class Filling(_Filling):

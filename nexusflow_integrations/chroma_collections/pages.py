@@ -35,6 +35,7 @@ class Pages:
             self._fields["where"] = where
         self._size = size
         self._read = 0
+        self._last: str | None = None
 
     def next(self) -> Plan[Any]:
         """Return the next page, as ``collection.get`` does; without ids after the last one."""
@@ -49,6 +50,22 @@ class Pages:
             else:
                 self._read += len(found["ids"])
                 return found
+
+    def next_ids(self) -> Plan[list[str] | None]:
+        """Return the ids of the next page; none after the last one, ``None`` if pages shifted.
+
+        Pages shift if another program removes documents that were already read: ids would be
+        skipped. So each page begins with the last id of the page before.
+        """
+        if self._last is not None:
+            self._read -= 1
+        ids: list[str] = (yield from self.next())["ids"]
+        if self._last is not None:
+            if ids[:1] != [self._last]:
+                return None
+            ids = ids[1:]
+        self._last = ids[-1] if ids else self._last
+        return ids
 
 
 def by_ids(

@@ -867,3 +867,45 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidInputError, match="at positions 999999 and 1000000"):
         seen.add([Record(1_000_000, "id-999999", "text", None)])
     seen.close()
+
+
+def _removing_before_each_page(
+    collection: Any, monkeypatch: pytest.MonkeyPatch, most: int
+) -> list[list[str]]:
+    """Let another program remove 20 documents of the first page, before up to ``most`` pages."""
+    read, removed = collection.get, []
+
+    def get(**fields: Any) -> Any:
+        if fields.get("offset") and len(removed) < most:
+            removed.append([f"old-{len(removed) * 20 + number}" for number in range(20)])
+            collection.delete(ids=removed[-1])
+        return read(**fields)
+
+    monkeypatch.setattr(collection, "get", get)
+    return removed
+
+
+def _old(collection: Any, count: int = 2_500) -> None:
+    ids = [f"old-{number}" for number in range(count)]
+    texts, row = [f"text {one}" for one in ids], [1.0] + [0.0] * 63
+    collection.add(ids=ids, documents=texts, embeddings=[row] * count)
+
+
+def test_no_document_is_skipped_if_another_program_removes_some_meanwhile(
+    collection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _old(collection)
+    removed = _removing_before_each_page(collection, monkeypatch, 2)
+    sync_documents(collection, **numbered(10), verify=False)
+    assert len(removed) == 2
+    assert set(held(collection)) == set(numbered(10)["ids"])
+
+
+def test_a_collection_whose_ids_cannot_be_read_is_an_error_and_nothing_is_removed(
+    collection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _old(collection)
+    removed = _removing_before_each_page(collection, monkeypatch, 1_000)
+    with pytest.raises(errors.CollectionError, match="keeps removing documents"):
+        sync_documents(collection, **numbered(10), verify=False)
+    assert collection.count() == 2_510 - 20 * len(removed)
