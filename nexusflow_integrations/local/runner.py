@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 _Job = tuple[list[str], "asyncio.Future[NDArray[np.float32]]"]
 
-# Maximum texts in one run of the model. Requests that wait while it is busy share the next run.
+# Maximum texts and characters in one run of the model. Requests that wait while it is busy share the
+# next run. Long texts gain nothing from that, and stopping waits for the end of a run.
 _TEXTS_PER_RUN = 64
+_CHARACTERS_PER_RUN = 20_000
 _STOP_PATIENCE = 30.0
 
 
@@ -121,14 +123,13 @@ class ModelRunner:
     def _work(self, jobs: queue.SimpleQueue[_Job | None]) -> None:
         self._load()
         while (job := jobs.get()) is not None:
-            batch, texts = [job], len(job[0])
+            batch = [job]
             # Only this thread takes from the queue, so get() does not block.
-            while texts < _TEXTS_PER_RUN and not jobs.empty():
+            while _has_room(batch) and not jobs.empty():
                 if (job := jobs.get()) is None:
                     self._run(batch)
                     return
                 batch.append(job)
-                texts += len(job[0])
             self._run(batch)
 
     def _run(self, batch: list[_Job]) -> None:
@@ -151,6 +152,11 @@ class ModelRunner:
         for texts, future in batch:
             _settle(future, rows[start : start + len(texts)])
             start += len(texts)
+
+
+def _has_room(batch: list[_Job]) -> bool:
+    lengths = [len(text) for texts, _ in batch for text in texts]
+    return len(lengths) < _TEXTS_PER_RUN and sum(lengths) < _CHARACTERS_PER_RUN
 
 
 def _settle(
