@@ -166,6 +166,39 @@ def test_a_proxy_that_refuses_connections_is_named_as_the_proxy(
             assert str(caught.value) == f"cannot connect to the proxy 127.0.0.1:{port}: {refused}"
 
 
+def message_with_proxy(proxy: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    client = NexusFlow("sk-air-test", base_url="https://service.invalid/v1", max_retries=0)
+    with pytest.raises(APIConnectionError) as caught:
+        client.embed("text")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["[::1]:1", "proxy.invalid:3128"])
+def test_a_proxy_that_cannot_be_found_is_named_as_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    said = message_with_proxy(f"http://user:secret@{place}", monkeypatch)
+    assert said.startswith(f"cannot connect to the proxy {place}: ")
+
+
+def test_a_proxy_that_does_not_speak_https_is_named_as_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        connection, _ = plain.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        place = f"127.0.0.1:{plain.getsockname()[1]}"
+        said = message_with_proxy(f"https://user:secret@{place}", monkeypatch)
+        thread.join(60)
+    assert said.startswith(f"the TLS handshake with the proxy {place} failed"), said
+
+
 def test_a_refused_connection_is_named_in_the_systems_words() -> None:
     with socket.socket() as closed:  # bound, and not listening
         closed.bind(("127.0.0.1", 0))

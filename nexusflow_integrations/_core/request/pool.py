@@ -265,7 +265,7 @@ class AiohttpSender:
         except asyncio.TimeoutError:
             return timed_out(timeout)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _aiohttp_fault(error)
+            return _aiohttp_fault(error, None if self._proxy is None else URL(self._url).host)
 
 
 async def _read(response: Any) -> bytes | None:
@@ -284,7 +284,8 @@ async def _read(response: Any) -> bytes | None:
     return bytes(parts)
 
 
-def _aiohttp_fault(error: Exception) -> TransportFault:
+def _aiohttp_fault(error: Exception, behind_proxy: str | None = None) -> TransportFault:
+    """Return what ``error`` means; ``behind_proxy`` is the server's host if a proxy is used."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return TransportFault(
             f"the proxy answered the connection attempt with status {error.status}",
@@ -293,8 +294,17 @@ def _aiohttp_fault(error: Exception) -> TransportFault:
         )
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return certificate_fault(error.certificate_error)
+    proxy = None
+    if isinstance(error, aiohttp.ClientProxyConnectionError) or (
+        isinstance(error, aiohttp.ClientConnectorError) and behind_proxy not in (None, error.host)
+    ):
+        place = f"[{error.host}]" if ":" in error.host else error.host
+        proxy = f"the proxy {place}:{error.port}"
     if isinstance(error, aiohttp.ClientSSLError):
-        return certificate_fault(error)
+        if proxy is None:
+            return certificate_fault(error)
+        said = f"the TLS handshake with {proxy} failed; does it use https on this port?"
+        return TransportFault(said, retryable=False, maybe_billed=False)
     if isinstance(error, aiohttp.ClientResponseError):
         return NOT_HTTP
     if isinstance(error, aiohttp.InvalidURL):
@@ -303,10 +313,7 @@ def _aiohttp_fault(error: Exception) -> TransportFault:
         why = error.os_error.strerror or str(error.os_error)
         if error.os_error.errno and "Connect call failed" in why:  # asyncio's words for any reason
             why = os.strerror(error.os_error.errno)
-        peer = error.host
-        if isinstance(error, aiohttp.ClientProxyConnectionError):
-            peer = f"the proxy {error.host}:{error.port}"
-        return TransportFault(f"cannot connect to {peer}: {why}", maybe_billed=False)
+        return TransportFault(f"cannot connect to {proxy or error.host}: {why}", maybe_billed=False)
     if isinstance(error, ssl.SSLError):
         return TransportFault("the TLS connection broke")
     return TransportFault(broken_off(error))
