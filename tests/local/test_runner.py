@@ -87,6 +87,18 @@ async def test_a_run_takes_a_bounded_number_of_texts(held: HeldEncoder) -> None:
     assert max(map(len, held.runs)) < 64 + 10
 
 
+async def test_long_texts_do_not_share_a_run_so_that_stopping_is_quick(held: HeldEncoder) -> None:
+    held.may_load.set()
+    runner = ModelRunner(held, lambda: None)
+    runner.start()
+    tasks = [asyncio.create_task(runner.encode(["x" * 15_000])) for _ in range(9)]
+    await until(lambda: held.runs)
+    held.may_encode.set()
+    await asyncio.gather(*tasks)
+    runner.stop()
+    assert max(map(len, held.runs)) <= 2
+
+
 async def test_requests_wait_for_the_model_to_load(held: HeldEncoder) -> None:
     runner = ModelRunner(held, lambda: None)
     runner.start()
