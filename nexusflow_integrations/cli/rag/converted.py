@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from itertools import islice, tee
+from itertools import chain, islice, tee
 from typing import Any
 
 from nexusflow_integrations._core.needed import needed
@@ -70,6 +72,8 @@ def markdown(data: bytes, suffix: str) -> str:
     if suffix in (".html", ".htm", ".ipynb"):
         decoded(data)
     info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
+    # The input was checked; without text, it warns of characters that it could not decode.
+    logging.getLogger("bs4.dammit").disabled = True
     try:
         converter = getattr(converters, CONVERTED[suffix])()
         with warnings.catch_warnings():  # they name lines of Python, not the file
@@ -78,8 +82,9 @@ def markdown(data: bytes, suffix: str) -> str:
     except Exception as error:  # noqa: BLE001 - each parser raises its own errors
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise NotConvertedError(f"cannot be read as {suffix}: {said}") from None
-    if suffix == ".pdf" and not text.strip():
-        raise NotConvertedError("a PDF without text, such as a scan")
+    if suffix in _STARTS and not text.strip():
+        scan = ", such as a scan" if suffix == ".pdf" else ""
+        raise NotConvertedError(f"{kind} without text{scan}")
     return text
 
 
@@ -109,6 +114,7 @@ def _no_telemetry() -> Iterator[None]:
         os.environ.pop(_TELEMETRY_OFF, None)
 
 
+_NAMED_SEPARATOR = re.compile(r"sep=([^\r\n])[\r\n]*", re.IGNORECASE)
 _LONGEST_FIELD = (1 << 31) - 1  # the largest limit that csv takes everywhere
 
 
@@ -120,7 +126,8 @@ def read_table(lines: Iterable[str], usual: str) -> Iterator[tuple[int, list[str
     """Yield the number of the last line and the cells of each row that is not blank.
 
     If the header has only one column, but a tab, a semicolon or a vertical bar divides both the
-    header and the first row, that character separates the columns.
+    header and the first row, that character separates the columns. A first line such as ``sep=;``,
+    which Excel writes, names the separator.
 
     Args:
         lines: The lines with their ends; they are read only as far as the rows are.
@@ -130,7 +137,11 @@ def read_table(lines: Iterable[str], usual: str) -> Iterator[tuple[int, list[str
         NotATableError: A quote is not closed, or text follows a closed one.
     """
     csv.field_size_limit(_LONGEST_FIELD)
-    lines, first = tee(lines)
+    rest = iter(lines)
+    head = next(rest, "")
+    if named := _NAMED_SEPARATOR.fullmatch(head):
+        return _rows(chain(["\n"], rest), named[1])  # an empty line, so that numbers stay right
+    lines, first = tee(chain([head], rest))
     return _rows(lines, _separator(first, usual))
 
 
