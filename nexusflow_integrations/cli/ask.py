@@ -294,6 +294,7 @@ def index(
         check_packages()
     most = None if budget is None else read_budget(budget, Price())
     screen = AskScreen(quiet=as_json)
+    corpora.check_clear(path)
     texts = corpora.load(path, limit, tuned or TunedSettings())
     indexes = Indexes(store)
     if estimate:

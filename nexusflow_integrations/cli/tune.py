@@ -121,6 +121,7 @@ def tune(
     most = None if budget is None else read_budget(budget, Price())
     price = None if chat_price is None else read_chat_price(chat_price)
     screen = Screen(quiet=as_json)
+    corpora.check_clear(path)
     with screen.waiting(f"reading {printable(path)} …"):
         texts, skipped = corpora.whole(path)
         from nexusflow_integrations.tune import ChatModel, Tuning

@@ -662,6 +662,17 @@ def test_a_long_question_is_shown_whole_in_a_pipe(
         assert (word * times).strip() in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["index", "tune"])
+@pytest.mark.parametrize("name", ["stdlib", "topics"])
+def test_a_folder_with_the_name_of_a_sample_must_be_named_clearly(
+    nexusflow: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    said = nexusflow.sentence(command, name, "--estimate", code=2)
+    assert said.startswith(f"{name!r} is both a sample and a path in this folder: write ./{name}")
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

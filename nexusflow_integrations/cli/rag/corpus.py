@@ -214,6 +214,19 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
     return replace(found, limited=limit is not None and not found.complete)
 
 
+def check_clear(name: str) -> None:
+    """Refuse the name of a sample that is also a folder or a file here: it may be meant.
+
+    Raises:
+        CorpusError: It is not clear what is meant.
+    """
+    if name in ("stdlib", "topics") and os.path.lexists(name):
+        raise CorpusError(
+            f"{name!r} is both a sample and a path in this folder: write ./{name} for the path, or"
+            " run the command in another folder for the sample"
+        )
+
+
 def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
     """Return the uncut texts of the corpus ``name`` with their sources.
 
