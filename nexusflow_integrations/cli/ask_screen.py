@@ -324,7 +324,7 @@ class Indexing:
 
 def _paid(usage: Usage) -> str:
     if not usage.tokens:
-        return "from the cache"
+        return "from the cache" if usage.cached else "nothing embedded"
     return count(usage.tokens, "token")
 
 

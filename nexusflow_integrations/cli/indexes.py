@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,12 +134,18 @@ def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None
             row["name"],
             f"{row['passages']:,}" if row["usable"] else "–",
             in_bytes(row["bytes"]),
-            printable(home(row["corpus"]))
+            _texts(row["corpus"])
             if row["usable"]
             else Text(row["state"], style="red" if row["state"] == "damaged" else "dim"),
         )
     screen.out.print(f"Indexes in {home(folder)}, most recently used first:")
     screen.out.print(Padding(table, INDENT))
+
+
+def _texts(corpus: str) -> str:
+    """Return what an index was made from, and whether the folder or file was moved or removed."""
+    gone = os.path.isabs(corpus) and not os.path.exists(corpus)
+    return printable(home(corpus)) + (", no longer there" if gone else "")
 
 
 def _show_one(screen: Screen, row: dict[str, Any]) -> None:
@@ -150,7 +157,7 @@ def _show_one(screen: Screen, row: dict[str, Any]) -> None:
     table.add_row("Size", _amount(row))
     if row["usable"]:
         some = "" if row["complete"] else ", of which --limit left out some"
-        table.add_row("Texts", f"{printable(home(row['corpus']))}{some}")
+        table.add_row("Texts", f"{_texts(row['corpus'])}{some}")
         size = f", {row['dimensions']} numbers" if row["dimensions"] else ""
         table.add_row("Model", f"{row['model']}{size}")
         table.add_row("Endpoint", row["base_url"] or "local server")

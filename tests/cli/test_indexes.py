@@ -84,6 +84,10 @@ def test_a_question_before_the_first_run_has_ended_names_the_command_that_contin
     said = nexusflow.sentence("ask", "fish", code=2)
     assert "the first run for docs-3217c9@x did not end" in said
     assert "run the same `nexusflow index` command again" in said
+    (Indexes().folder / "docs-3217c9@x" / "chroma-1").rmdir()
+    (Indexes().folder / "stdlib@x" / "chroma-1").mkdir(parents=True)
+    said = nexusflow.sentence("ask", "fish", code=2)
+    assert "run the same `nexusflow demo` or `nexusflow index` command again" in said
 
 
 def test_an_unfinished_index_makes_a_name_ambiguous_for_removal_but_not_for_showing(
@@ -95,6 +99,16 @@ def test_an_unfinished_index_makes_a_name_ambiguous_for_removal_but_not_for_show
     assert "zoo-old@x" in said
     assert len(filled.all()) == 4
     assert "3 passages, " in nexusflow("indexes", "show", "zoo")[0]
+
+
+def test_an_index_whose_folder_was_moved_says_so(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    assert "no longer there" not in nexusflow("indexes")[0]
+    zoo.rename(zoo.with_name("moved"))
+    for command in (["indexes"], ["indexes", "show", "zoo"]):
+        assert "no longer there" in " ".join(nexusflow(*command)[0].split())
 
 
 def test_without_indexes_the_commands_say_so(nexusflow: Command) -> None:

@@ -452,9 +452,11 @@ def _none_usable(indexes: Sequence[Index]) -> str:
     unfinished = [index.name for index in indexes if index.state == "unfinished"]
     if not unfinished:
         return _NO_INDEX
+    is_sample = unfinished[0].partition("@")[0] in ("stdlib", "topics")
     return (
         f"there is no index yet: the first run for {unfinished[0]} did not end; run the same"
-        " `nexusflow index` command again, which continues it"
+        f" `nexusflow {'demo` or `nexusflow index' if is_sample else 'index'}` command again, which"
+        " continues it"
     )
 
 
