@@ -11,6 +11,7 @@ import numpy as np
 import pydantic
 import pytest
 
+from nexusflow_integrations import errors
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.langchain import embeddings as adapter
@@ -120,6 +121,22 @@ def test_a_proxy_makes_the_http_clients(server: LocalServer, strict: None) -> No
     with pytest.raises(ConfigurationError, match=r"^openai_proxy must look like") as caught:
         NexusFlowEmbeddings(openai_proxy="socks9://user:hunter2@host")  # type: ignore[call-arg]
     assert "hunter2" not in str(caught.value)
+
+
+async def test_an_error_behind_a_proxy_names_the_host_and_says_that_there_is_a_proxy() -> None:
+    made = NexusFlowEmbeddings(
+        api_key="sk-air-test",
+        base_url="http://embeddings.example/v1",
+        allow_http=True,
+        max_retries=0,
+        openai_proxy="http://user:hunter2@127.0.0.1:1",  # type: ignore[call-arg]
+    )
+    said = r"cannot connect to embeddings\.example with the http client or proxy"
+    with pytest.raises(errors.APIConnectionError, match=said) as caught:
+        made.embed_query("a")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(errors.APIConnectionError, match=said):
+        await made.aembed_query("a")
 
 
 async def test_dimensions_of_a_call(make: Make) -> None:

@@ -318,10 +318,21 @@ def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
     if names & {"InvalidURL", "UnsupportedProtocol", "LocalProtocolError"}:
         return TransportFault("the request is not valid HTTP", retryable=False, maybe_billed=False)
     if names & {"ConnectError", "ProxyError"}:
-        return TransportFault(f"cannot connect: {_root(error)}", maybe_billed=False)
+        return TransportFault(
+            f"cannot connect to {_host_of(error)} with the http client or proxy that was passed in:"
+            f" {_root(error)}",
+            maybe_billed=False,
+        )
     if names & {"TransportError", "RequestError", "OSError"}:
         return TransportFault(broken_off(error))
     return _of_client(error)
+
+
+def _host_of(error: Any) -> str:
+    try:
+        return str(error.request.url.host)
+    except (AttributeError, RuntimeError):  # the error of a mock transport may have no request
+        return "the server"
 
 
 def _of_client(error: BaseException) -> TransportFault:
