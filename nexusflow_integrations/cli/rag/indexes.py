@@ -452,11 +452,12 @@ def _none_usable(indexes: Sequence[Index]) -> str:
     unfinished = [index.name for index in indexes if index.state == "unfinished"]
     if not unfinished:
         return _NO_INDEX
-    is_sample = unfinished[0].partition("@")[0] in ("stdlib", "topics")
+    command = "`nexusflow index`"
+    if unfinished[0].partition("@")[0] in ("stdlib", "topics"):
+        command = "`nexusflow demo` or `nexusflow index`"
     return (
         f"there is no index yet: the first run for {unfinished[0]} did not end; run the same"
-        f" `nexusflow {'demo` or `nexusflow index' if is_sample else 'index'}` command again, which"
-        " continues it"
+        f" {command} command again, which continues it"
     )
 
 
