@@ -68,9 +68,9 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
         ConfigurationError: There is no key, or it is not valid in an HTTP header. The error's
             message never contains the key.
     """
-    name = "api_key"
+    whose = ""
     if value is None:
-        name, value = env, os.environ.get(env)
+        whose, value = f" (it is the value of {env})", os.environ.get(env)
         if not value:
             raise ConfigurationError(NO_KEY.format(env))
     if not isinstance(value, (str, ApiKey)) and has_methods(value, "get_secret_value"):
@@ -84,11 +84,11 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
         raise ConfigurationError(f"api_key must be text, not {type(value).__name__}")
     key = str.__str__(value).strip(" ")
     if not key:
-        raise ConfigurationError(f"{name} is empty")
+        raise ConfigurationError(f"api_key is empty{whose}")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
-            f"{name} contains a line break, a space or another character that no key has;"
-            " was anything copied with the key?"
+            "api_key contains a line break, a space or another character that no key has"
+            f"{whose}; was anything copied with the key?"
         )
     return ApiKey(key)
 
@@ -105,32 +105,32 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
             ambiguous host, or is plain http to a host other than loopback, which would let anyone
             on the network path read the key.
     """
-    name = "base_url" if value is not None else URL_VARIABLE
+    whose = "" if value is not None else f"; it is the value of {URL_VARIABLE}"
     url = value if value is not None else os.environ.get(URL_VARIABLE) or DEFAULT_BASE_URL
     if not isinstance(url, str):
-        raise refuse(name, "text", url)
+        raise refuse("base_url", "text", url)
     allow_http = flag("allow_http", allow_http)
     url = str.__str__(url).strip().rstrip("/")
     url = url.removesuffix("/embeddings").rstrip("/")  # users may give the endpoint's full address
     if "@" in url:
-        raise ConfigurationError(f"{name} must not contain a user name or password")
+        raise ConfigurationError(f"base_url must not contain a user name or password{whose}")
     if any(char in url for char in "?# "):
-        raise ConfigurationError(f"{name} must not contain a query, a fragment or blanks")
+        raise ConfigurationError(f"base_url must not contain a query, a fragment or blanks{whose}")
     parts = _URL.fullmatch(url)
     if parts is None:
         said = f", not {url[:80]!a}" if "://" in url else ""  # a value without "://" may be a key
-        raise ConfigurationError(f"{name} must look like {DEFAULT_BASE_URL}{said}")
+        raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}{said}{whose}")
     scheme, place = parts["scheme"].lower(), parts["place"].lower()
     host = host_of(place)
     if host is None:
         raise ConfigurationError(
-            f"{name} must name its host like nexusflow.vip, 127.0.0.1 or [::1]:8080, not"
-            f" {parts['place'][:80]!a}"
+            "base_url must name its host like nexusflow.vip, 127.0.0.1 or [::1]:8080, not"
+            f" {parts['place'][:80]!a}{whose}"
         )
     if scheme == "http" and not allow_http and not is_loopback(host):
         raise ConfigurationError(
-            f"{name} is plain http to {host}, which would expose the API key on the network: use"
-            " https (or allow_http=True on a network you trust)"
+            f"base_url is plain http to {host}, which would expose the API key on the network: use"
+            f" https (or allow_http=True on a network you trust){whose}"
         )
     return f"{scheme}://{place}{parts['path']}"
 

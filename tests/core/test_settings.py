@@ -166,16 +166,22 @@ def test_the_base_url_comes_from_the_environment_under_the_same_rules(
     assert resolve_base_url() == "https://env.example/v1"
     assert resolve_base_url("https://given.example") == "https://given.example"
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", "http://env.example/v1")
-    with pytest.raises(ConfigurationError, match=r"^NEXUSFLOW_BASE_URL is plain http"):
+    with pytest.raises(
+        ConfigurationError, match=r"plain http.*; it is the value of NEXUSFLOW_BASE_URL$"
+    ):
         resolve_base_url()
 
 
 def test_an_error_names_the_variable_with_the_wrong_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", "nowhere")
-    with pytest.raises(ConfigurationError, match=r"^NEXUSFLOW_BASE_URL must look like"):
+    with pytest.raises(
+        ConfigurationError, match=r"must look like.*; it is the value of NEXUSFLOW_BASE_URL$"
+    ):
         resolve_base_url()
     monkeypatch.setenv("NEXUSFLOW_OTHER_KEY", "sk-air-a b")
-    with pytest.raises(ConfigurationError, match=r"^NEXUSFLOW_OTHER_KEY contains") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"^api_key contains.*the value of NEXUSFLOW_OTHER_KEY"
+    ) as caught:
         resolve_api_key(env="NEXUSFLOW_OTHER_KEY")
     assert "sk-air" not in str(caught.value)
 
