@@ -55,6 +55,11 @@ class SeenIds:
             except sqlite3.OperationalError as error:
                 raise _not_noted(error) from error
 
+    def forget_gone(self) -> None:
+        """Forget what ``note_gone`` recorded."""
+        with self._lock:
+            self._db.execute("DELETE FROM gone")
+
     def gone(self, count: int) -> Iterator[list[str]]:
         """Yield the ids that ``note_gone`` recorded, up to ``count`` at a time."""
         with self._lock:

@@ -164,6 +164,7 @@ def note_gone(run: Run, collection: Any) -> Plan[None]:
             yield Blocking(partial(run.seen.note_gone, found))
         if found is not None:
             return
+        yield Blocking(run.seen.forget_gone)
     raise CollectionError(
         f"reading the ids of collection {collection.name!r} failed: another program keeps removing"
         " documents from it: run this again later"

@@ -1,4 +1,4 @@
-"""Lets only one sync of this process at a time remove documents of a collection.
+"""Lets only one sync of this process at a time remove the documents that a filter selects.
 
 Each of two syncs would remove what the other has added, because it is not in its own source.
 """
@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.one_writer import folder_of
 from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -23,24 +24,31 @@ _POLL = 0.1
 
 _lock = forks.Lock()
 _running: dict[Any, WeakSet[_Turn]] = {}
-"""The syncs of each collection, by its id; they are weak, so that an interrupt leaves none."""
+"""The syncs of each collection, by its folder and its id, which a copy of the folder shares.
+
+They are weak, so that an interrupt leaves none.
+"""
 forks.in_child(_running.clear)
 
 
 class _Turn:
-    """One sync of the documents of ``collection`` that match ``where``."""
+    """One sync of the documents of ``collection`` that match ``where``.
+
+    Different filters are taken to select different documents.
+    """
 
     def __init__(self, collection: Any, where: Where | None) -> None:
-        self._id, self._name, self._where = collection.id, collection.name, where
+        self._place = folder_of(collection), collection.id
+        self._name, self._where = collection.name, where
 
     def begins(self, until: float) -> bool:
-        """Return whether no other sync may remove the same documents.
+        """Return whether no other sync has the same filter, or none.
 
         Raises:
             CollectionError: There is one, and the time is over.
         """
         with _lock.mutex:
-            others = _running.setdefault(self._id, WeakSet())
+            others = _running.setdefault(self._place, WeakSet())
             if not any(map(self._overlaps, others)):
                 others.add(self)
                 return True
@@ -57,25 +65,25 @@ class _Turn:
 
     def ends(self) -> None:
         with _lock.mutex:
-            if others := _running.get(self._id):
+            if others := _running.get(self._place):
                 others.discard(self)
             if not others:
-                _running.pop(self._id, None)
+                _running.pop(self._place, None)
 
 
 @contextmanager
-def only_sync(collection: Any, where: Where | None, wait: float) -> Iterator[None]:
+def only_sync(collection: Any, where: Where | None, until: float) -> Iterator[None]:
     """Keep other syncs of this process from the same documents during the block.
 
     Args:
         collection: The collection.
         where: The filter that says which documents the sync may remove; ``None`` means all.
-        wait: Seconds to wait for another sync.
+        until: The time, of ``clock.monotonic``, until which to wait for another sync.
 
     Raises:
         CollectionError: Another sync is running.
     """
-    turn, until = _Turn(collection, where), monotonic() + wait
+    turn = _Turn(collection, where)
     while not turn.begins(until):
         time.sleep(_POLL)
     try:
@@ -85,9 +93,9 @@ def only_sync(collection: Any, where: Where | None, wait: float) -> Iterator[Non
 
 
 @asynccontextmanager
-async def aonly_sync(collection: Any, where: Where | None, wait: float) -> AsyncIterator[None]:
+async def aonly_sync(collection: Any, where: Where | None, until: float) -> AsyncIterator[None]:
     """Keep other syncs away like ``only_sync``, without blocking the event loop."""
-    turn, until = _Turn(collection, where), monotonic() + wait
+    turn = _Turn(collection, where)
     while not turn.begins(until):
         await asyncio.sleep(_POLL)
     try:

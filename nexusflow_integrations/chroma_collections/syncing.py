@@ -12,6 +12,7 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
 from nexusflow_integrations._core.usage import Usage
@@ -126,6 +127,7 @@ def sync_documents(
     columns = columns_of(ids, documents, metadatas, twin="async_documents")
     checks.flag_or("remove", remove, "all")
     checks.flags(dry_run=dry_run, verify=verify)
+    writer_wait = checks.seconds("writer_wait", writer_wait, least=0.0)
     check_owned(where)
     _check_lists(columns)
     embedder = Embedder(collection)
@@ -141,9 +143,10 @@ def sync_documents(
                 filling.gone()
                 filling.remove()
             return _synced(run, usage)
+        until = monotonic() + writer_wait
         with (
             only_writer(collection, writer_wait),
-            only_sync(collection, where, writer_wait) if remove else nullcontext(),
+            only_sync(collection, where, until) if remove else nullcontext(),
         ):
             filling.fill(rows(columns), embedder)
             if _may_remove(run, remove):
@@ -177,6 +180,7 @@ async def async_documents(
     columns = columns_of(ids, documents, metadatas)
     checks.flag_or("remove", remove, "all")
     checks.flags(dry_run=dry_run, verify=verify)
+    writer_wait = checks.seconds("writer_wait", writer_wait, least=0.0)
     check_owned(where)
     await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
@@ -192,9 +196,10 @@ async def async_documents(
                 await filling.gone()
                 await filling.remove()
             return _synced(run, usage)
+        until = monotonic() + writer_wait
         async with (
             aonly_writer(collection, writer_wait),
-            aonly_sync(collection, where, writer_wait) if remove else nullcontext(),
+            aonly_sync(collection, where, until) if remove else nullcontext(),
         ):
             await filling.fill(arows(columns), embedder)
             if _may_remove(run, remove):

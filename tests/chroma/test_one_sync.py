@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +17,7 @@ from nexusflow_integrations import errors
 from nexusflow_integrations.chroma_collections import (
     aopen_collection,
     async_documents,
+    one_sync,
     open_collection,
     sync_documents,
 )
@@ -54,14 +57,27 @@ def test_a_second_sync_that_may_remove_the_same_documents_is_refused(
     assert sync_documents(collection, **source("b")).removed == 5
 
 
-def test_a_second_sync_may_wait_for_the_first_one(client: Any, make: Make) -> None:
+def test_a_second_sync_may_wait_for_the_first_one(
+    client: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     collection = open_collection(client, "docs", make())
+    begins, waits = one_sync._Turn.begins, threading.Event()
+    patience: Any = Decimal(120)  # any number of seconds is accepted
+
+    def begin(self: Any, until: float) -> bool:
+        has_begun = begins(self, until)
+        if not has_begun:
+            waits.set()
+        return has_begun
+
+    monkeypatch.setattr(one_sync._Turn, "begins", begin)
     with ThreadPoolExecutor(1) as threads:
 
         def ids() -> Iterator[str]:
             waiting.append(
-                threads.submit(sync_documents, collection, **source("b"), writer_wait=120.0)
+                threads.submit(sync_documents, collection, **source("b"), writer_wait=patience)
             )
+            assert waits.wait(60)
             yield from source("a")["ids"]
 
         waiting: list[Any] = []

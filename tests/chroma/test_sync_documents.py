@@ -27,6 +27,7 @@ from nexusflow_integrations.chroma_collections import (
     aopen_collection,
     async_documents,
     embedding,
+    filling,
     open_collection,
     ownership,
     run,
@@ -896,8 +897,9 @@ def test_no_document_is_skipped_if_another_program_removes_some_meanwhile(
 ) -> None:
     _old(collection)
     removed = _removing_before_each_page(collection, monkeypatch, 2)
-    sync_documents(collection, **numbered(10), verify=False)
+    done = sync_documents(collection, **numbered(10), verify=False)
     assert len(removed) == 2
+    assert done.removed == 2_500 - 20 * len(removed)
     assert set(held(collection)) == set(numbered(10)["ids"])
 
 
@@ -908,4 +910,5 @@ def test_a_collection_whose_ids_cannot_be_read_is_an_error_and_nothing_is_remove
     removed = _removing_before_each_page(collection, monkeypatch, 1_000)
     with pytest.raises(errors.CollectionError, match="keeps removing documents"):
         sync_documents(collection, **numbered(10), verify=False)
+    assert len(removed) == filling.READINGS
     assert collection.count() == 2_510 - 20 * len(removed)
