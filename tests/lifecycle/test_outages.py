@@ -178,6 +178,14 @@ def message_with_proxy(proxy: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_proxy_that_cannot_be_found_is_named_as_the_proxy(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    found = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **options: Any) -> Any:
+        if host == "proxy.invalid":  # the resolver of this machine may know every name
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return found(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     said = message_with_proxy(f"http://user:secret@{place}", monkeypatch)
     assert said.startswith(f"cannot connect to the proxy {place}: ")
 

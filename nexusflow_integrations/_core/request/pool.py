@@ -265,7 +265,7 @@ class AiohttpSender:
         except asyncio.TimeoutError:
             return timed_out(timeout)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _aiohttp_fault(error, None if self._proxy is None else URL(self._url).host)
+            return _aiohttp_fault(error, None if self._proxy is None else URL(self._url).raw_host)
 
 
 async def _read(response: Any) -> bytes | None:
@@ -292,19 +292,16 @@ def _aiohttp_fault(error: Exception, behind_proxy: str | None = None) -> Transpo
             retryable=error.status >= 500,
             maybe_billed=False,
         )
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return certificate_fault(error.certificate_error)
     proxy = None
     if isinstance(error, aiohttp.ClientProxyConnectionError) or (
         isinstance(error, aiohttp.ClientConnectorError) and behind_proxy not in (None, error.host)
     ):
         place = f"[{error.host}]" if ":" in error.host else error.host
         proxy = f"the proxy {place}:{error.port}"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return certificate_fault(error.certificate_error, proxy)
     if isinstance(error, aiohttp.ClientSSLError):
-        if proxy is None:
-            return certificate_fault(error)
-        said = f"the TLS handshake with {proxy} failed; does it use https on this port?"
-        return TransportFault(said, retryable=False, maybe_billed=False)
+        return certificate_fault(error, proxy)
     if isinstance(error, aiohttp.ClientResponseError):
         return NOT_HTTP
     if isinstance(error, aiohttp.InvalidURL):

@@ -125,16 +125,19 @@ def timed_out(timeout: float) -> TransportFault:
     return TransportFault(f"no complete response within {timeout:.3g} s", timed_out=True)
 
 
-def certificate_fault(error: BaseException) -> TransportFault:
+def certificate_fault(error: BaseException, proxy: str | None = None) -> TransportFault:
+    """Return why TLS failed with the server, or with ``proxy``."""
     if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
         detail = getattr(error, "verify_message", "") or "set SSL_CERT_FILE to trust another CA"
         return TransportFault(
-            f"the server's TLS certificate was not accepted: {detail}",
+            f"{proxy or 'the server'}'s TLS certificate was not accepted: {detail}",
             retryable=False,
             maybe_billed=False,
         )
     return TransportFault(
-        "the TLS handshake failed; does the server use https on this port?",
+        "the TLS handshake failed; does the server use https on this port?"
+        if proxy is None
+        else f"the TLS handshake with {proxy} failed; does it use https on this port?",
         retryable=False,
         maybe_billed=False,
     )
