@@ -72,19 +72,16 @@ def markdown(data: bytes, suffix: str) -> str:
     if suffix in (".html", ".htm", ".ipynb"):
         decoded(data)
     info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
-    # The input was checked; without text, it warns of characters that it could not decode.
-    logging.getLogger("bs4.dammit").disabled = True
     try:
         converter = getattr(converters, CONVERTED[suffix])()
-        with warnings.catch_warnings():  # they name lines of Python, not the file
+        with warnings.catch_warnings(), _silent_parser():  # they name lines of Python, not the file
             warnings.simplefilter("ignore")
             text = str(converter.convert(io.BytesIO(data), info).markdown)
     except Exception as error:  # noqa: BLE001 - each parser raises its own errors
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise NotConvertedError(f"cannot be read as {suffix}: {said}") from None
-    if suffix in _STARTS and not text.strip():
-        scan = ", such as a scan" if suffix == ".pdf" else ""
-        raise NotConvertedError(f"{kind} without text{scan}")
+    if suffix == ".pdf" and not text.strip():
+        raise NotConvertedError("a PDF without text, such as a scan")
     return text
 
 
@@ -102,6 +99,17 @@ def decoded(data: bytes) -> str:
 
 
 @contextmanager
+def _silent_parser() -> Iterator[None]:
+    """Drop the parser's warning about undecoded characters, which a page without text gets, too."""
+    logger = logging.getLogger("bs4.dammit")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
 def _no_telemetry() -> Iterator[None]:
     """Turn off the telemetry of onnxruntime, which markitdown imports but does not use here."""
     if _TELEMETRY_OFF in os.environ:
@@ -114,7 +122,7 @@ def _no_telemetry() -> Iterator[None]:
         os.environ.pop(_TELEMETRY_OFF, None)
 
 
-_NAMED_SEPARATOR = re.compile(r"sep=([^\r\n])[\r\n]*", re.IGNORECASE)
+_NAMED_SEPARATOR = re.compile(r'"?sep=([^\r\n"])"?\1*[\r\n]*', re.IGNORECASE)
 _LONGEST_FIELD = (1 << 31) - 1  # the largest limit that csv takes everywhere
 
 
