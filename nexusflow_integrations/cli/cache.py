@@ -71,8 +71,8 @@ def prune(
     older_than: Annotated[
         str | None,
         typer.Option(
-            help="Remove vectors unused for longer than this: 30d, 12h, 2w (in a file, up to a day"
-            " later)."
+            help="Remove vectors unused for longer than this, such as 30d, 12h or 2w. A file keeps"
+            " those that are stored beside newer ones."
         ),
     ] = None,
     to: Annotated[

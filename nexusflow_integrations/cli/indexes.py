@@ -145,7 +145,7 @@ def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None
 def _texts(corpus: str) -> str:
     """Return what an index was made from, and whether the folder or file was moved or removed."""
     gone = os.path.isabs(corpus) and not os.path.exists(corpus)
-    return printable(home(corpus)) + (", no longer there" if gone else "")
+    return printable(home(corpus)) + (" (no longer there)" if gone else "")
 
 
 def _show_one(screen: Screen, row: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _Job = tuple[list[str], "asyncio.Future[NDArray[np.float32]]"]
 
-# Maximum texts and characters in one run of the model. Requests that wait while it is busy share
-# the next run. Long texts gain nothing from that, and stopping waits for the end of a run.
+# Requests that wait while the model is busy share its next run, until it has so many texts or
+# characters. Long texts gain nothing from sharing, and stopping waits for the end of a run.
 _TEXTS_PER_RUN = 64
 _CHARACTERS_PER_RUN = 20_000
 _STOP_PATIENCE = 30.0

@@ -87,7 +87,7 @@ async def test_a_run_takes_a_bounded_number_of_texts(held: HeldEncoder) -> None:
     assert max(map(len, held.runs)) < 64 + 10
 
 
-async def test_long_texts_do_not_share_a_run_so_that_stopping_is_quick(held: HeldEncoder) -> None:
+async def test_few_long_texts_share_a_run_so_that_stopping_is_quick(held: HeldEncoder) -> None:
     held.may_load.set()
     runner = ModelRunner(held, lambda: None)
     runner.start()
