@@ -58,7 +58,10 @@ class SeenIds:
     def forget_gone(self) -> None:
         """Forget what ``note_gone`` recorded."""
         with self._lock:
-            self._db.execute("DELETE FROM gone")
+            try:
+                self._db.execute("DELETE FROM gone")
+            except sqlite3.OperationalError as error:
+                raise _not_noted(error) from error
 
     def gone(self, count: int) -> Iterator[list[str]]:
         """Yield the ids that ``note_gone`` recorded, up to ``count`` at a time."""
