@@ -34,7 +34,7 @@ import numpy as np
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import known_arguments, named, one_of
 from nexusflow_integrations._core.fields import OURS, Fields
-from nexusflow_integrations._core.hosts import is_loopback
+from nexusflow_integrations._core.hosts import in_url, is_loopback
 from nexusflow_integrations._core.key_sources import (
     EnvironmentKey,
     FunctionKey,
@@ -500,8 +500,7 @@ def _service_at(base_url: str) -> str:
     scheme, host, port = _origin(base_url)
     if is_loopback(host):
         return "localhost"
-    place = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{place}" + ("" if port == _PORTS[scheme] else f":{port}")
+    return f"{scheme}://{in_url(host)}" + ("" if port == _PORTS[scheme] else f":{port}")
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

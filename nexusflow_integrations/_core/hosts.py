@@ -57,6 +57,11 @@ def is_loopback(host: str) -> bool:
     return host.lower() == "localhost" or address == IPv6Address("::1")
 
 
+def in_url(host: str) -> str:
+    """Return ``host`` as it is written before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(host)

@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp.http import HttpProcessingError, HttpResponseParser
 from yarl import URL
 
+from nexusflow_integrations._core.hosts import in_url
 from nexusflow_integrations._core.request.transport import (
     NOT_HTTP,
     Target,
@@ -55,9 +56,7 @@ def _place(url: URL) -> str:
 
     Older versions of yarl, which aiohttp 3.10 allows, have no attribute for it.
     """
-    host = (url.raw_host or "").rstrip(".")
-    if ":" in host:
-        host = f"[{host}]"
+    host = in_url((url.raw_host or "").rstrip("."))
     return host if url.is_default_port() else f"{host}:{url.port}"
 
 

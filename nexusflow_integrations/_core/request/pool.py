@@ -25,6 +25,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from nexusflow_integrations._core.clock import monotonic, time_limit
+from nexusflow_integrations._core.hosts import in_url
 from nexusflow_integrations._core.offload import in_thread
 from nexusflow_integrations._core.request.message import (
     Head,
@@ -296,8 +297,7 @@ def _aiohttp_fault(error: Exception, behind_proxy: str | None = None) -> Transpo
     if isinstance(error, aiohttp.ClientProxyConnectionError) or (
         isinstance(error, aiohttp.ClientConnectorError) and behind_proxy not in (None, error.host)
     ):
-        place = f"[{error.host}]" if ":" in error.host else error.host
-        proxy = f"the proxy {place}:{error.port}"
+        proxy = f"the proxy {in_url(error.host)}:{error.port}"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return certificate_fault(error.certificate_error, proxy)
     if isinstance(error, aiohttp.ClientSSLError):
