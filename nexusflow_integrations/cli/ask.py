@@ -447,7 +447,7 @@ def _ask(
 
 
 def _source(corpus: str) -> str:
-    return corpus if corpus in ("stdlib", "topics") else os.path.realpath(corpus)
+    return corpus if corpus in corpora.SAMPLES else os.path.realpath(corpus)
 
 
 def _hybrid_frameworks(asked: tuple[str, ...]) -> tuple[str, ...]:

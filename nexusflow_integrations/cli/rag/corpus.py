@@ -77,6 +77,8 @@ _LARGEST_FILE = 10_000_000
 _LINE = re.compile(r":\d+$")
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
 _TOPIC = re.compile(r"help\('.*'\)")
+SAMPLES = ("stdlib", "topics")
+"""Corpora that have a name instead of a path."""
 _FEWEST_CHARACTERS = 15
 _DEFAULT = TunedSettings()
 _KINDS_SHOWN = 5
@@ -220,7 +222,7 @@ def check_clear(name: str) -> None:
     Raises:
         CorpusError: It is not clear what is meant.
     """
-    if name in ("stdlib", "topics") and os.path.lexists(name):
+    if name in SAMPLES and os.path.lexists(name):
         raise CorpusError(
             f"{name!r} is both a sample and a path in this folder: write ./{name} for the path, or"
             " run the command in another folder for the sample"

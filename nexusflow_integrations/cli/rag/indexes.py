@@ -21,6 +21,7 @@ from typing import Any
 from nexusflow_integrations._core.cache.file import default_path
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations.cli.rag.corpus import SAMPLES
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.words import in_bytes
 
@@ -383,7 +384,7 @@ class Indexes:
             name: The corpus's short name.
             endpoint: Where the corpus is embedded.
         """
-        if corpus not in ("stdlib", "topics"):
+        if corpus not in SAMPLES:
             short = name.encode()[:_NAME_BYTES].decode(errors="ignore")
             name = f"{short}-{_digits(corpus)}"
         return Index(self.folder / f"{name}@{endpoint.name}")
@@ -453,7 +454,7 @@ def _none_usable(indexes: Sequence[Index]) -> str:
     if not unfinished:
         return _NO_INDEX
     command = "`nexusflow index`"
-    if unfinished[0].partition("@")[0] in ("stdlib", "topics"):
+    if unfinished[0].partition("@")[0] in SAMPLES:
         command = "`nexusflow demo` or `nexusflow index`"
     return (
         f"there is no index yet: the first run for {unfinished[0]} did not end; run the same"
