@@ -64,7 +64,8 @@ class Pages:
             if ids[:1] != [self._last]:
                 return None
             ids = ids[1:]
-        self._last = ids[-1] if ids else self._last
+        if ids:
+            self._last = ids[-1]
         return ids
 
 

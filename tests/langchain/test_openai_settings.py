@@ -11,8 +11,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from nexusflow_integrations import errors
-from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.langchain import embeddings as adapter
 from nexusflow_integrations.local import LocalServer
@@ -132,10 +131,10 @@ async def test_an_error_behind_a_proxy_names_the_host_and_says_that_there_is_a_p
         openai_proxy="http://user:hunter2@127.0.0.1:1",  # type: ignore[call-arg]
     )
     said = r"cannot connect to embeddings\.example with the http client or proxy"
-    with pytest.raises(errors.APIConnectionError, match=said) as caught:
+    with pytest.raises(APIConnectionError, match=said) as caught:
         made.embed_query("a")
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(errors.APIConnectionError, match=said):
+    with pytest.raises(APIConnectionError, match=said):
         await made.aembed_query("a")
 
 
